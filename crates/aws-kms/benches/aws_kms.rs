@@ -1,6 +1,5 @@
-//! What a cached DEK is worth: opening with the DEK cached against one `Decrypt` for every
-//! message, on the KMS front of the tests over loopback (no TLS and no distance: the least that a
-//! call to a key service costs).
+//! Compares decryption with a cached DEK to one `Decrypt` for every message, on the KMS front of
+//! the tests over loopback (no TLS and no distance: the least that a call to a key service costs).
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::panic)]
 

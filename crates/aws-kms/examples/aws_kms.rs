@@ -3,7 +3,7 @@
 //! `cargo run -p waxseal-aws-kms --example aws_kms -- KEY` takes a key of yours by ARN, id or
 //! alias, with the credentials and the Region that the AWS SDK finds: it makes one `Encrypt`, two
 //! `Decrypt` (one of which is refused) and a `DescribeKey`. Without KEY it starts the KMS stand-in
-//! of the tests in this process, which is thrown away at the end.
+//! of the tests in this process, which is discarded at the end.
 
 use std::error::Error;
 use waxseal_testing::kms_front;

@@ -1,7 +1,7 @@
 //! A key outside AWS, end to end: service ─► AWS KMS ─► XKS proxy ─► policy ─► key manager.
 //!
 //! `cargo run --release -p waxseal-aws-kms --example xks_end_to_end` sets all of it up on this
-//! machine and throws it away at the end: a stand-in for AWS KMS and an XKS proxy of the project's
+//! machine and discards it at the end: a stand-in for AWS KMS and an XKS proxy of the project's
 //! own, a policy in Rego, and a real OpenBao server as the key manager (the first run installs it
 //! under `target/`: 180 MB). Then it tells what happens to a service when its key is denied,
 //! sealed, rotated, moved and unplugged, and shows what each hop saw.
@@ -174,7 +174,7 @@ impl Story {
             .build()?)
     }
 
-    /// A process of its own, with nothing cached.
+    /// Its own process, with nothing cached.
     async fn cold(&self) -> Outcome<Envelope> {
         self.envelope(&self.path.arn, Limits::default()).await
     }

@@ -1,4 +1,4 @@
-//! What KMS answers, in types that are not the SDK's.
+//! KMS's answers, in types that are not the SDK's.
 #![forbid(unsafe_code)]
 
 use std::time::SystemTime;
@@ -8,28 +8,28 @@ use waxseal::kek::{KekErrorClass, UnwrappedDek};
 use crate::errors::Failure;
 use crate::format::KeyMaterialId;
 
-/// A wrapped DEK as KMS gave it.
+/// A wrapped DEK as KMS returned it.
 pub(crate) struct Wrapped {
     pub(crate) key_arn: String,
     pub(crate) blob: Vec<u8>,
     pub(crate) material: Option<KeyMaterialId>,
 }
 
-/// A DEK, and the key material that had wrapped it, where KMS says so.
+/// A DEK, and the key material that wrapped it, if KMS names it.
 pub(crate) struct Unwrapped {
     pub(crate) dek: UnwrappedDek,
     pub(crate) material: Option<KeyMaterialId>,
 }
 
-/// What `DescribeKey` said.
+/// The answer of `DescribeKey`.
 pub(crate) struct Description {
     pub(crate) arn: String,
     pub(crate) state: State,
     pub(crate) is_for_encryption: bool,
     pub(crate) material: Option<KeyMaterialId>,
-    /// When imported key material is deleted by KMS.
+    /// When KMS deletes the imported key material.
     pub(crate) expires: Option<SystemTime>,
-    /// Of a key whose origin is `EXTERNAL_KEY_STORE`.
+    /// Set for a key whose origin is `EXTERNAL_KEY_STORE`.
     pub(crate) external_key_store: Option<String>,
     pub(crate) external_key: Option<String>,
 }
@@ -42,9 +42,9 @@ impl Description {
     }
 }
 
-/// A key's state, in the words of KMS, and whether it can be used.
+/// A key's state, in KMS's words, and whether it can be used.
 pub(crate) struct State {
     pub(crate) name: String,
-    /// `Ok` if it can be used; else what a use would come to.
+    /// `Ok` if it can be used, and otherwise the class of the failure of a use.
     pub(crate) usable: Result<(), KekErrorClass>,
 }

@@ -1,4 +1,4 @@
-//! Builds an [`AwsKmsKek`]: its options, and what is checked before KMS is asked.
+//! Builds an [`AwsKmsKek`]: its options, and the checks before KMS is called.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -28,11 +28,11 @@ use waxseal::{Error, ErrorKind};
 
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(300);
 const LONGEST_KEY_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// For `DescribeKey` at build, which no policy of an envelope bounds yet.
+/// For `DescribeKey` at build, which no envelope's policy limits yet.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Configures an [`AwsKmsKek`]. Only the key is required. Credentials, Region and endpoint come
-/// from where the AWS SDK looks by default, its environment variables included, so there is no
+/// from the AWS SDK's default sources, including its environment variables, so there is no
 /// `from_env`.
 #[must_use = "nothing happens until `build`"]
 pub struct AwsKmsKekBuilder {
@@ -59,18 +59,18 @@ enum What {
 impl AwsKmsKek {
     /// Starts the configuration for a key: its ARN, its id, or an alias (`alias/NAME`, or its ARN).
     ///
-    /// **An alias is looked up at build, and again when KMS refuses the key that it meant**
-    /// (disabled, deleted, no permission). Messages carry the ARN of the key. An alias that is
-    /// pointed elsewhere while the earlier key works takes effect when the provider is built anew.
-    /// Keys that it meant since the provider was built still unwrap; those from before are
-    /// [`former_keys`](AwsKmsKekBuilder::former_keys).
+    /// **An alias is looked up at build, and again when KMS refuses the key that it named**
+    /// (disabled, deleted, no permission). Messages carry the ARN of the key. If an alias is
+    /// changed while the earlier key still works, the change takes effect when the provider is
+    /// built again. Keys that it has named since the provider was built still unwrap. Earlier ones
+    /// have to be [`former_keys`](AwsKmsKekBuilder::former_keys).
     pub fn builder(key: impl Into<String>) -> AwsKmsKekBuilder {
         AwsKmsKekBuilder::key(key.into())
     }
 
     /// Starts the configuration for reading by the key that a message names, as long as it is in
     /// one of these accounts of this partition (`aws`, `aws-cn`, `aws-us-gov`) and in a configured
-    /// Region. It cannot wrap: only [`unwrap_with`](waxseal::EnvelopeBuilder::unwrap_with) takes
+    /// Region. It cannot wrap: only [`unwrap_with`](waxseal::EnvelopeBuilder::unwrap_with) accepts
     /// it.
     ///
     /// **Anyone who can write messages chooses among all those keys.** Name the keys if you can.
@@ -112,58 +112,61 @@ impl AwsKmsKekBuilder {
         Self::new(What::Discovery { partition, accounts })
     }
 
-    /// Uses a client of your own, with its credentials, HTTP client, interceptors and timeouts. It
-    /// is the `Client` of the crate `aws-sdk-kms`, version 1.
+    /// Uses your own client, with its credentials, HTTP client, interceptors and timeouts. It is
+    /// the `Client` of the crate `aws-sdk-kms`, version 1.
     ///
-    /// Its retries are switched off: [`CallPolicy`](waxseal::CallPolicy) decides about those. So is
-    /// its identity cache: the provider keeps credentials until shortly before they end (15 minutes
-    /// if they name no end), renews them ahead of time, and loads them again when KMS refuses them.
+    /// Its retries are disabled, because [`CallPolicy`](waxseal::CallPolicy) decides about retries.
+    /// So is its identity cache: the provider keeps credentials until shortly before they expire
+    /// (15 minutes if they have no expiry), renews them ahead of time, and loads them again when
+    /// KMS refuses them.
     pub fn client(mut self, client: Client) -> Self {
         self.source = Source::Client(client);
         self
     }
 
-    /// Uses an AWS configuration of your own, from the crate `aws-config`, version 1. Of this and
-    /// [`client`](Self::client), the one set last counts.
+    /// Uses your own AWS configuration, from the crate `aws-config`, version 1. If both this and
+    /// [`client`](Self::client) are set, the last one counts.
     pub fn sdk_config(mut self, config: &SdkConfig) -> Self {
         self.source = Source::SdkConfig(Box::new(config.clone()));
         self
     }
 
-    /// Sets the Region to call. By default the one in the key's ARN, or else that of the AWS
+    /// Sets the Region to call. By default it is the one in the key's ARN, or else that of the AWS
     /// configuration.
     pub fn region(mut self, region: impl Into<String>) -> Self {
         self.overrides.region = Some(region.into());
         self
     }
 
-    /// Sets another endpoint, such as that of a VPC. It must be `https`, except on this machine
-    /// itself. The same holds for an endpoint from the AWS configuration or the environment.
+    /// Sets another endpoint, such as that of a VPC. It must be `https`, except on this machine.
+    /// The same applies to an endpoint from the AWS configuration or the environment.
     ///
     /// Most services need none: the Region, [`fips`](Self::fips) and
-    /// [`dual_stack`](Self::dual_stack) choose it, and private DNS leads its usual name to a VPC
-    /// endpoint. Set it for a VPC endpoint without private DNS, and for a stand-in in tests. It
-    /// applies to every Region that is called, so it does not suit discovery in several Regions.
+    /// [`dual_stack`](Self::dual_stack) determine it, and private DNS resolves its usual name to a
+    /// VPC endpoint. Set it for a VPC endpoint without private DNS, and for a stand-in in tests. It
+    /// applies to every Region that is called, so it is not suitable for discovery in several
+    /// Regions.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
         self.overrides.endpoint_url = Some(url.into());
         self
     }
 
-    /// Sets whether to call the FIPS endpoint. By default as in the AWS configuration.
+    /// Sets whether to call the FIPS endpoint. By default the AWS configuration decides.
     pub fn fips(mut self, fips: bool) -> Self {
         self.overrides.fips = Some(fips);
         self
     }
 
-    /// Sets whether to call the endpoint that has IPv4 and IPv6. By default as in the AWS
-    /// configuration.
+    /// Sets whether to call the dual-stack endpoint, with IPv4 and IPv6. By default the AWS
+    /// configuration decides.
     pub fn dual_stack(mut self, dual_stack: bool) -> Self {
         self.overrides.dual_stack = Some(dual_stack);
         self
     }
 
-    /// Also unwraps what related multi-Region keys wrapped in other Regions. This key unwraps it in
-    /// this Region; with discovery, the related key in the configured Region does. By default off.
+    /// Also unwraps keys that related multi-Region keys wrapped in other Regions. This key unwraps
+    /// them in this Region. With discovery, the related key in the configured Region does. By
+    /// default off.
     pub fn related_keys(mut self, related_keys: bool) -> Self {
         self.related_keys = related_keys;
         self
@@ -178,8 +181,8 @@ impl AwsKmsKekBuilder {
     }
 
     /// Adds [former keys](Self::former_keys) that are in an external key store. They are called
-    /// within that store's budget. Not needed if `DescribeKey` is allowed for them: it is called
-    /// after the first use of a former key.
+    /// within that store's budget. Not needed if `DescribeKey` is allowed for them, since it is
+    /// called after the first use of a former key.
     pub fn external_former_keys<S: Into<String>>(
         mut self,
         store: impl Into<String>,
@@ -198,7 +201,7 @@ impl AwsKmsKekBuilder {
     }
 
     /// Sets the encryption context of a [health check](Self::health_check) that uses the key, if a
-    /// policy demands one. By default empty.
+    /// policy requires one. By default empty.
     pub fn health_context(mut self, context: EncryptionContext) -> Self {
         self.health_context = context;
         self
@@ -218,7 +221,7 @@ impl AwsKmsKekBuilder {
         self
     }
 
-    /// Sets how long the answer of `DescribeKey` is used, which names the current key material.
+    /// Sets how long the answer of `DescribeKey`, which names the current key material, is used.
     /// After that, a wrap calls it again in the background. It is also the pause after a denial. 1
     /// s to 24 h, by default 5 minutes.
     pub fn key_max_age(mut self, age: Duration) -> Self {
@@ -229,10 +232,10 @@ impl AwsKmsKekBuilder {
     /// Names the external key store (XKS) that holds the key, such as `cks-1234567890abcdef0`, so
     /// that even the first call has the store's timeouts and budget.
     ///
-    /// Not needed if `DescribeKey` is allowed: the provider learns it from the first answer. Build
-    /// refuses what such a key cannot be or do: a multi-Region key, and `key_max_age`, because KMS
-    /// has no key material of it. If the key is elsewhere, `health` and [`AwsKmsKek::read_key`]
-    /// return *misconfigured*.
+    /// Not needed if `DescribeKey` is allowed, because the provider learns it from the first
+    /// answer. Build refuses options that such a key does not support: a multi-Region key, and
+    /// `key_max_age`, since KMS has no key material for it. If the key is elsewhere, `health` and
+    /// [`AwsKmsKek::read_key`] return *misconfigured*.
     pub fn external_key_store(mut self, id: impl Into<String>) -> Self {
         self.external_key_store = Some(id.into());
         self
@@ -250,8 +253,8 @@ impl AwsKmsKekBuilder {
     /// call to KMS (`DescribeKey`), so a service that names the ARN starts without KMS.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one
-    /// without timers or IO. For a key that has to be looked up: those of KMS.
+    /// [`ErrorKind::InvalidOption`], naming the option, also outside a tokio runtime and in one
+    /// without timers or IO. For a key that has to be looked up, those of KMS.
     pub async fn build(self) -> Result<AwsKmsKek, Error> {
         let spawner = Spawner::current().map_err(|why| invalid(format!("build: {why}")))?;
         let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);
@@ -274,7 +277,7 @@ impl AwsKmsKekBuilder {
                     Some(_) => None,
                     None => Some(key.clone()),
                 };
-                // An alias may be given by its ARN too.
+                // An alias may also be given by its ARN.
                 if let Some(region) = region_of(&key) {
                     if let Some(other) = overrides.region.as_deref().filter(|it| *it != region) {
                         let detail = format!("region: it is {other}, but {key} is in {region}");
@@ -363,7 +366,7 @@ impl AwsKmsKekBuilder {
     }
 }
 
-/// What only keys whose material KMS holds can do.
+/// The options that only keys with material in KMS support.
 struct OptionsOfStandardKeys {
     related_keys: bool,
     key_max_age: Option<Duration>,
@@ -379,7 +382,7 @@ fn check_store(option: &str, store: &str) -> Result<(), Error> {
     )))
 }
 
-/// The external key store that the user named, or KMS where it was asked, if the key may be in one.
+/// Returns the external key store that the user named, or KMS reported, if the key may be in one.
 fn store_of(
     key_arn: &str,
     named: Option<String>,
@@ -408,7 +411,7 @@ fn store_of(
     Ok(Some(store))
 }
 
-/// A DEK goes over the line in both directions.
+/// A DEK crosses the network in both directions.
 fn check_endpoint(overrides: &Overrides) -> Result<(), Error> {
     let Some(url) = &overrides.endpoint_url else { return Ok(()) };
     if overrides.fips == Some(true) || overrides.dual_stack == Some(true) {
@@ -424,7 +427,7 @@ fn check_endpoint(overrides: &Overrides) -> Result<(), Error> {
     Ok(())
 }
 
-/// An ARN that is wrong would be looked up as if it were an id, and denied.
+/// A wrong ARN would be looked up as if it were an id, and denied.
 fn check_key(key: &str) -> Result<(), Error> {
     if key.is_empty() {
         return Err(invalid("key: it is empty".to_owned()));
@@ -459,7 +462,7 @@ fn check_discovery(partition: &str, accounts: &[String], regions: &[String]) -> 
     regions.iter().try_for_each(|region| check_region("regions", region))
 }
 
-/// The Region in the ARN of a key or of an alias.
+/// Returns the Region in the ARN of a key or of an alias.
 fn region_of(key: &str) -> Option<&str> {
     if !key.starts_with("arn:") {
         return None;
@@ -467,13 +470,13 @@ fn region_of(key: &str) -> Option<&str> {
     key.split(':').nth(3)
 }
 
-/// `alias/NAME`, or its ARN: what may mean another key later.
+/// Whether it is `alias/NAME` or its ARN, which may name another key later.
 fn is_alias(key: &str) -> bool {
     key.starts_with("alias/")
         || key.split(':').nth(5).is_some_and(|resource| resource.starts_with("alias/"))
 }
 
-/// The key that an id or alias means now.
+/// Returns the key that an id or alias names now.
 async fn resolve(
     service: &Service,
     key: &str,

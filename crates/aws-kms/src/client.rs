@@ -1,4 +1,4 @@
-//! The AWS SDK: the calls that the provider makes, each once, and what became of them.
+//! The AWS SDK: the provider's calls, each made once, and their outcomes.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -34,22 +34,21 @@ use waxseal::kek::toolkit::{certificates, report_request_id};
 use waxseal::kek::{KekErrorClass, Login, UnwrappedDek};
 use waxseal::{Error, ErrorKind};
 
-/// Nothing goes over the network while the endpoint is looked up.
+/// Nothing is sent over the network while the endpoint is looked up.
 const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How the SDK says that a client was made without credentials, in an error that has no public
-/// type.
+/// The SDK's words for a client without credentials, in an error that has no public type.
 const NO_CREDENTIALS: &str = "failed to select an auth scheme";
 
-/// Where clients come from.
+/// The source of clients.
 pub(crate) enum Source {
-    /// The SDK's default chains, looked up at build.
+    /// The SDK's default sources, looked up at build.
     Defaults,
     SdkConfig(Box<SdkConfig>),
     Client(Client),
 }
 
-/// What is laid over the source's own configuration.
+/// The overrides of the source's own configuration.
 #[derive(Default)]
 pub(crate) struct Overrides {
     pub(crate) region: Option<String>,
@@ -58,14 +57,14 @@ pub(crate) struct Overrides {
     pub(crate) dual_stack: Option<bool>,
 }
 
-/// KMS in one Region, and in others where discovery may go there.
+/// KMS in one Region, and in others if discovery may use them.
 pub(crate) struct Service {
     config: Config,
     region: String,
-    /// Where calls to this Region go: scheme, host and port. For texts of errors.
+    /// The target of calls to this Region: scheme, host and port. For error texts.
     endpoint: Option<String>,
     keeper: Keeper,
-    /// The HTTP client was handed in.
+    /// The user supplied the HTTP client.
     foreign_http: bool,
     /// The endpoint is plain http, on this machine.
     in_the_clear: bool,
@@ -79,7 +78,7 @@ struct Slot {
     pool: Arc<Pool>,
 }
 
-/// Key, encryption context and grant tokens: what every call names.
+/// Key, encryption context and grant tokens, which every call includes.
 #[derive(Clone)]
 pub(crate) struct Under {
     pub(crate) key: String,
@@ -99,8 +98,8 @@ impl Under {
 }
 
 impl Service {
-    /// The SDK's own retries are switched off: `kek::call` decides, for all providers alike. So is
-    /// its identity cache: see `credentials`.
+    /// The SDK's own retries are disabled: `kek::call` decides, for all providers alike. So is its
+    /// identity cache: see `credentials`.
     pub(crate) async fn new(source: Source, overrides: Overrides) -> Result<Self, Error> {
         let mut config = match source {
             Source::Client(client) => client.config().to_builder(),
@@ -174,7 +173,7 @@ impl Service {
         Ok(Slot { client: client(config.build())?, pool: Arc::new(Pool::new()) })
     }
 
-    /// A client whose pool is believed in.
+    /// Returns a client whose pool is still trusted.
     fn slot(&self, region: &str) -> Result<Slot, Failure> {
         let fit = |slot: &&Slot| !slot.pool.is_left();
         if let Some(slot) =
@@ -193,7 +192,7 @@ impl Service {
         Ok(slot)
     }
 
-    /// Notes that a call to this Region is in flight, for a caller that may drop it: the spawned
+    /// Records that a call to this Region is in flight, for a caller that may drop it: the spawned
     /// task is dropped too late for the next try. `None` while there is no client with pooled
     /// connections. None is made here, because the caller may be on any runtime.
     pub(crate) fn on_its_way(&self, region: &str) -> Option<OnItsWay> {
@@ -201,7 +200,7 @@ impl Service {
         clients.get(region).map(|slot| OnItsWay::new(slot.pool.clone()))
     }
 
-    /// One call; once more with other credentials where KMS refuses those that looked good.
+    /// Makes one call, and repeats it with other credentials if KMS refuses ones that looked valid.
     async fn send<T, E, F>(
         &self,
         region: &str,
@@ -218,7 +217,7 @@ impl Service {
             Err(failure) if failure.is_of_stale_credentials() => failure,
             answer => return answer,
         };
-        // The first load is the call's own.
+        // The first load belongs to the call itself.
         let refused = if before == 0 { self.keeper.generation() } else { before };
         match self.keeper.renew(refused).await {
             Ok(true) => self.send_once(region, operation, &call).await,
@@ -258,7 +257,7 @@ impl Service {
             Ok(output) => output.request_id(),
             Err(error) => error.as_service_error().and_then(|error| error.meta().request_id()),
         };
-        // Not of the requests that look after the key, which may follow in the same call.
+        // Only of this call, and not of the requests about the key that may follow.
         if let Some(request_id) = request_id.filter(|_| !operation.starts_with("Describe")) {
             report_request_id(request_id);
         }
@@ -290,7 +289,7 @@ impl Service {
         Ok((dek, wrapped("GenerateDataKey", output.key_id, output.ciphertext_blob, material)?))
     }
 
-    /// The key is named in every call: the ciphertext names one too, and KMS would believe it.
+    /// Every call names the key. The ciphertext names one too, and KMS would trust it.
     pub(crate) async fn decrypt(
         &self,
         region: &str,
@@ -358,7 +357,7 @@ impl Service {
         })
     }
 
-    /// A custom key store's connection state, and the error code of a failed one.
+    /// Returns a custom key store's connection state, and the error code of a failed one.
     pub(crate) async fn describe_store(
         &self,
         id: &str,
@@ -387,7 +386,7 @@ fn from_shared(shared: &SdkConfig) -> ConfigBuilder {
     let config = ConfigBuilder::from(shared);
     match shared.behavior_version() {
         Some(_) => config,
-        // A client without one is refused by a panic.
+        // A client without one panics.
         None => config.behavior_version(BehaviorVersion::latest()),
     }
 }
@@ -395,14 +394,14 @@ fn from_shared(shared: &SdkConfig) -> ConfigBuilder {
 async fn load_defaults(overrides: &Overrides) -> SdkConfig {
     let loader = sdk::defaults(BehaviorVersion::latest());
     match &overrides.region {
-        // No look-up of a Region that is known: it may ask the instance's metadata service.
+        // A known Region is not looked up, since that may call the instance's metadata service.
         Some(region) => loader.region(Region::new(region.clone())).load().await,
         None => loader.load().await,
     }
 }
 
-/// A client; what the SDK answers with a panic, such as a configuration without a way to sleep, is
-/// an error here.
+/// Makes a client. Where the SDK panics, such as for a configuration without a way to sleep, this
+/// returns an error.
 fn client(config: Config) -> Result<Client, Error> {
     std::panic::catch_unwind(AssertUnwindSafe(|| Client::from_conf(config))).map_err(|_| {
         Error::new(ErrorKind::InvalidOption, "the AWS SDK refuses the client's configuration")
@@ -430,7 +429,7 @@ fn plaintext(operation: &str, blob: Option<Blob>) -> Result<UnwrappedDek, Failur
 fn state(state: Option<&KeyState>, enabled: bool) -> State {
     use KekErrorClass::{Denied, Unavailable};
     let usable = match state {
-        // KMS goes on serving while the primary key of related keys changes ("Key states of AWS KMS
+        // KMS keeps working while the primary key of related keys changes ("Key states of AWS KMS
         // keys").
         Some(KeyState::Enabled | KeyState::Updating) => Ok(()),
         None if enabled => Ok(()),
@@ -441,7 +440,7 @@ fn state(state: Option<&KeyState>, enabled: bool) -> State {
             | KeyState::PendingReplicaDeletion
             | KeyState::Unavailable,
         ) => Err(Denied),
-        // Creating, and what is not known yet.
+        // Creating, and unknown states.
         _ => Err(Unavailable),
     };
     State {
@@ -454,7 +453,8 @@ fn failure<E>(operation: &str, endpoint: Option<&str>, error: &SdkError<E, HttpR
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
 {
-    // Neither Debug nor the source of an SDK error is passed on: they carry the answer's body.
+    // Neither Debug nor the source of an SDK error is passed on, since they contain the answer's
+    // body.
     match error {
         SdkError::ServiceError(service) => {
             let (status, meta) = (service.raw().status().as_u16(), service.err().meta());
@@ -478,7 +478,7 @@ where
     }
 }
 
-/// Not answered: for want of credentials, or of a connection.
+/// No answer, for lack of credentials or of a connection.
 fn not_sent(operation: &str, endpoint: Option<&str>, error: Option<&ConnectorError>) -> Failure {
     let error: Option<&(dyn StdError + 'static)> = error.map(|error| error as _);
     if let Some(failure) = error.and_then(|error| not_loaded(operation, error)) {
@@ -498,7 +498,7 @@ fn not_sent(operation: &str, endpoint: Option<&str>, error: Option<&ConnectorErr
         let detail = format!("{operation}: no credentials are configured");
         return Failure::unasked(KekErrorClass::Misconfigured, detail);
     }
-    // Also that of a proxy. An operator has to act, as in every provider.
+    // Including a proxy's certificate. An operator has to act, as for every provider.
     let is_certificate = texts.iter().any(|text| certificates::blamed_in(text));
     let class =
         if is_certificate { KekErrorClass::Misconfigured } else { KekErrorClass::Unavailable };
@@ -506,14 +506,14 @@ fn not_sent(operation: &str, endpoint: Option<&str>, error: Option<&ConnectorErr
     Failure::new(class, format!("{operation}{to}: {}", texts.join(": ")))
 }
 
-/// What a failure to load credentials comes to; `None` for any other.
+/// Returns what a failure to load credentials means; `None` for any other failure.
 fn not_loaded(operation: &str, error: &(dyn StdError + 'static)) -> Option<Failure> {
     let Refusal { class, text, was_asked } = refusal(error)?;
     let text = format!("{operation}: {text}");
     Some(if was_asked { Failure::new(class, text) } else { Failure::unasked(class, text) })
 }
 
-/// Whether a connection failed that was there: those that wait beside it may be no better.
+/// Whether an established connection failed. Others waiting in the pool may be no better.
 fn is_of_a_line(error: &ConnectorError) -> bool {
     if refusal(error).is_some() {
         return false;
@@ -541,8 +541,9 @@ fn check_roots() -> Result<(), Error> {
     }
 }
 
-/// Where calls of this client go, whether builder, configuration, environment or profile say so.
-/// Nothing is sent. `None` where the SDK does not find one: then the call says why.
+/// Returns the target of this client's calls, whether it comes from the builder, the configuration,
+/// the environment or a profile. Nothing is sent. `None` if the SDK finds no endpoint; the call
+/// then reports the reason.
 async fn endpoint_of(client: &Client) -> Option<String> {
     let probe = Arc::new(Probe::default());
     let nobody = Credentials::new("none", "none", None, None, "none");
@@ -556,7 +557,7 @@ async fn endpoint_of(client: &Client) -> Option<String> {
 
 fn in_the_clear(endpoint: &str) -> Error {
     let place = endpoint.split(['?', '#']).next().unwrap_or_default();
-    // Whatever stands before an @ may be a password.
+    // Anything before an @ may be a password.
     let place = if place.contains('@') { "" } else { place.trim_end_matches('/') };
     let from = "it comes from the builder, the client, or the AWS configuration (AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_KMS, a profile)";
     Error::new(

@@ -31,9 +31,9 @@ const PARAMETERS: [&str; 15] = [
     "regions",
 ];
 
-/// The configuration of an [`AwsKmsKek`] as data. It names the key, never a credential: those come
-/// from where the AWS SDK looks by default, or from a
-/// [client](AwsKmsKekBuilder::client) that code adds to the builder.
+/// The configuration of an [`AwsKmsKek`] as data. It names the key, never a credential. Credentials
+/// come from the AWS SDK's default sources, or from a [client](AwsKmsKekBuilder::client) that code
+/// adds to the builder.
 ///
 /// It can be read from a file (feature `serde`; the fields are named like the methods) and from a
 /// URI, `aws-kms://ARN?name=value&…` (the parameters are named like the methods, with `-` in place
@@ -50,13 +50,13 @@ const PARAMETERS: [&str; 15] = [
 /// # Ok::<(), waxseal::Error>(())
 /// ```
 ///
-/// An alias or an id may stand in place of the ARN (`aws-kms://alias/orders?region=eu-west-1`).
-/// Items of a list are separated by commas (`regions=eu-west-1,eu-west-2`), a store and a key in it
-/// by a slash (`external-former-keys=cks-1234567890abcdef0/ARN`), the name and the value of a pair
-/// by an equals sign (`health-context=purpose=health`). `endpoint` is short for `endpoint-url`.
-/// Discovery has no key: `aws-kms://?partition=aws&accounts=111122223333&regions=eu-west-1`.
+/// An alias or an id may replace the ARN (`aws-kms://alias/orders?region=eu-west-1`). Items of a
+/// list are separated by commas (`regions=eu-west-1,eu-west-2`), a store and a key in it by a slash
+/// (`external-former-keys=cks-1234567890abcdef0/ARN`), the name and the value of a pair by an
+/// equals sign (`health-context=purpose=health`). `endpoint` is short for `endpoint-url`. Discovery
+/// has no key: `aws-kms://?partition=aws&accounts=111122223333&regions=eu-west-1`.
 ///
-/// What is out of range or contradicts something else is refused when the provider is
+/// Values that are out of range or contradict each other are refused when the provider is
 /// [built](AwsKmsKekBuilder::build).
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -66,7 +66,7 @@ const PARAMETERS: [&str; 15] = [
 )]
 pub struct Config(Fields);
 
-/// What stands in a file.
+/// The fields in a file.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -147,8 +147,8 @@ impl Config {
     /// user and a password in it are not kept, and make the build fail.
     ///
     /// In a file it is `endpoint_url`, or `endpoint` for short. Set it in a file only if it is the
-    /// same wherever the file is used. What differs from machine to machine, such as a stand-in on
-    /// a developer's, is better in the variable `AWS_ENDPOINT_URL_KMS`.
+    /// same wherever the file is used. For values that differ between machines, such as a stand-in
+    /// on a developer's machine, use the variable `AWS_ENDPOINT_URL_KMS`.
     #[must_use]
     pub fn endpoint_url(mut self, url: impl AsRef<str>) -> Self {
         self.0.endpoint_url = Some(without_user(url.as_ref()).0);
@@ -221,7 +221,7 @@ impl Config {
         self
     }
 
-    /// Sets how long the key's description is believed. See [`AwsKmsKekBuilder::key_max_age`].
+    /// Sets how long the key's description is used. See [`AwsKmsKekBuilder::key_max_age`].
     #[must_use]
     pub fn key_max_age(mut self, age: Duration) -> Self {
         self.0.key_max_age = Some(age);
@@ -235,7 +235,7 @@ impl Config {
         self
     }
 
-    /// Returns the key as it is named here; `None` for discovery.
+    /// Returns the key as configured; `None` for discovery.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.0.key.as_deref()
@@ -283,8 +283,8 @@ impl AwsKmsKek {
         Self::from_config(&uri.parse()?).build().await
     }
 
-    /// Starts a builder with what `config` says. What is set on the builder replaces it, and only
-    /// the builder takes a [client](AwsKmsKekBuilder::client), an SDK configuration, grant tokens
+    /// Starts a builder with the options of `config`. Options set on the builder replace them. Only
+    /// the builder accepts a [client](AwsKmsKekBuilder::client), an SDK configuration, grant tokens
     /// and a shared budget.
     pub fn from_config(config: &Config) -> AwsKmsKekBuilder {
         let fields = config.0.clone();
@@ -331,7 +331,7 @@ impl FromStr for Config {
     /// Reads the URI.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the part that is wrong and showing no value.
+    /// [`ErrorKind::InvalidOption`], naming the part that is wrong without showing a value.
     fn from_str(text: &str) -> Result<Self, Error> {
         let uri = Uri::read(text, PREFIX, &PARAMETERS)?;
         if uri.place().contains('@') {

@@ -1,9 +1,9 @@
-//! The credentials that calls are signed with: kept, renewed ahead of their end, and loaded apart
-//! from the calls that wait for them.
+//! The credentials that sign calls: cached, renewed before they expire, and loaded separately from
+//! the calls that wait for them.
 //!
 //! The SDK's own cache loads credentials within the call that first needs them, and stops when that
-//! call is given up. Credentials that take longer than one try would never arrive. Here a task of
-//! its own loads them. What a failed load means is in `refusals`.
+//! call is dropped. Credentials that take longer than one try would never arrive. Here a separate
+//! task loads them. `refusals` says what a failed load means.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -26,26 +26,26 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use waxseal::kek::Login;
 
-/// Credentials that end sooner are not used any more, as in the SDK.
+/// Credentials that expire sooner are not used, as in the SDK.
 const TOO_LATE: Duration = Duration::from_secs(10);
-/// They are renewed in the background so long before, or in the last quarter of their life.
+/// They are renewed in the background this long before, or in the last quarter of their life.
 const AHEAD: Duration = Duration::from_secs(300);
-/// Where credentials do not say when they end, as in the SDK.
+/// The assumed life of credentials without an expiry, as in the SDK.
 const WITHOUT_END: Duration = Duration::from_secs(15 * 60);
-/// No load takes longer.
+/// The longest time of a load.
 const LONGEST_LOAD: Duration = Duration::from_secs(60);
-/// A load that takes so long may hang: the next caller starts another beside it.
+/// A load that takes this long may hang, so the next caller starts another one.
 const SLOW_LOAD: Duration = Duration::from_secs(15);
-/// After a refusal by KMS they are not loaded more often than this.
+/// The shortest interval between loads after KMS refused credentials.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
-/// Nor in the background more often than this.
+/// The shortest interval between loads in the background.
 const IN_BACKGROUND: Duration = Duration::from_secs(10);
-/// An AWS client has one source of credentials, or two with other signatures.
+/// An AWS client has one source of credentials, or two with different signatures.
 const MOST_SOURCES: usize = 16;
 
 type Answer = Result<Identity, Failed>;
 
-/// Why credentials could not be loaded, for all that waited.
+/// Why credentials could not be loaded, shared by all that waited.
 #[derive(Clone, Debug)]
 pub(crate) struct Failed(pub(crate) Arc<BoxError>);
 
@@ -61,14 +61,14 @@ impl StdError for Failed {
     }
 }
 
-/// Keeps credentials by their source. A clone is another handle to the same.
+/// Caches credentials by their source. A clone is another handle to the same cache.
 #[derive(Clone, Default)]
 pub(crate) struct Keeper(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
     sources: HashMap<IdentityCachePartition, Source>,
-    /// How often credentials came that are other ones.
+    /// How often the credentials changed.
     generation: u64,
     /// Loads that succeeded, and that failed.
     loads: u64,
@@ -86,7 +86,7 @@ struct Source {
 
 struct Held {
     identity: Identity,
-    /// When its load began: one that was slow does not replace what a later one brought.
+    /// When its load began: the result of a slow load does not replace a later one's.
     asked: Instant,
     renew_from: SystemTime,
     ends: SystemTime,
@@ -114,12 +114,13 @@ impl Keeper {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes when other credentials come: who was refused looks whether there are others by now.
+    /// Returns a number that changes with the credentials, so that a refused caller can check for
+    /// others.
     pub(crate) fn generation(&self) -> u64 {
         self.state().generation
     }
 
-    /// How often credentials were loaded, and how long the present ones can still be used.
+    /// Returns how often credentials were loaded, and how long the current ones remain valid.
     pub(crate) fn login(&self) -> Login {
         let state = self.state();
         let login = Login::new(state.loads, state.failures);
@@ -131,8 +132,8 @@ impl Keeper {
         }
     }
 
-    /// KMS refused the credentials of that generation, which look good. Whether there are others
-    /// now.
+    /// Loads credentials again after KMS refused those of that generation, although they look
+    /// valid. Returns whether they changed.
     ///
     /// # Errors
     /// The failure to load them.
@@ -154,7 +155,7 @@ impl Keeper {
         Ok(self.generation() != refused)
     }
 
-    /// Loads the kept credentials again; `None` if that was done a moment ago.
+    /// Loads the cached credentials again; `None` if that was done a moment ago.
     fn again(
         &self,
         id: IdentityCachePartition,
@@ -170,10 +171,10 @@ impl Keeper {
         self.load(id, source)
     }
 
-    /// The load that is on its way, or a new one. `None` outside a tokio runtime.
+    /// Returns the load in flight, or a new one. `None` outside a tokio runtime.
     fn load(&self, id: IdentityCachePartition, source: &mut Source) -> Option<Loading> {
         let on_its_way = source.loading.take().filter(|loading| {
-            // One that ended without an answer ended with its runtime.
+            // A load that ended without an answer ended with its runtime.
             loading.began.elapsed() < SLOW_LOAD && loading.answer.has_changed().is_ok()
         });
         if on_its_way.is_none() {
@@ -219,7 +220,7 @@ impl Keeper {
         }
         let ends = identity.expiration().unwrap_or(now + WITHOUT_END);
         let life = ends.duration_since(now).unwrap_or_default();
-        // What does not say when it ends does not end: it is only looked at again.
+        // Credentials without an expiry do not expire. They are only checked again.
         let ahead = if identity.expiration().is_some() {
             AHEAD.min(life / 4).max(TOO_LATE)
         } else {
@@ -229,7 +230,7 @@ impl Keeper {
         source.held = Some(Held { identity: identity.clone(), asked, renew_from, ends });
     }
 
-    /// The credentials that are good at `now`, or else the load to wait for.
+    /// Returns the credentials that are valid at `now`, or else the load to wait for.
     fn look(
         &self,
         resolver: SharedIdentityResolver,
@@ -260,7 +261,7 @@ impl Keeper {
         }
     }
 
-    /// In their last seconds, or where they do not say when they end, and no others can be had:
+    /// Returns credentials in their last seconds, or without an expiry, if no others can be loaded:
     /// better than none.
     fn nearly_ended(&self, id: IdentityCachePartition, now: SystemTime) -> Option<Identity> {
         let state = self.state();

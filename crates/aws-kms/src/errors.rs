@@ -1,4 +1,4 @@
-//! What the answers of AWS KMS mean: one table, by exception and, where that says too little, by
+//! What the answers of AWS KMS mean: one table, by exception and, if that is not enough, by
 //! message.
 //!
 //! Sources: the errors of `Encrypt`, `Decrypt`, `GenerateDataKey`, `ReEncrypt` and `DescribeKey`
@@ -11,12 +11,12 @@ use waxseal::kek::{KekError, KekErrorClass};
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
-/// An exception, what its message contains (in lower case; nothing: any message), and what that
-/// means. The first row that fits counts.
+/// An exception, a part of its message (in lower case; empty: any message), and what that means.
+/// The first match counts.
 ///
-/// `KMSInvalidStateException` is one name for many things, of which only the message tells: every
-/// failure of an external key store is one of them. `docs/xks.md` shows those rows; a test holds
-/// the two together.
+/// `KMSInvalidStateException` is one name for many failures, which only the message distinguishes.
+/// Every failure of an external key store is one of them. `docs/xks.md` shows those rows; a test
+/// compares the two.
 const TABLE: &[(&str, &str, KekErrorClass)] = &[
     // The key, or the right to use it.
     ("AccessDeniedException", "", Denied),
@@ -28,7 +28,7 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("KMSInvalidStateException", "is pending replica deletion", Denied),
     ("KMSInvalidStateException", "is unavailable", Denied),
     ("KMSInvalidStateException", "is disabled", Denied),
-    // The proxy of an external key store, or what is behind it, did not answer, or not with sense.
+    // The proxy of an external key store, or something behind it, gave no answer or no valid one.
     ("KMSInvalidStateException", "did not respond in time", Unavailable),
     ("KMSInvalidStateException", "in the time allotted", Unavailable),
     (
@@ -51,20 +51,20 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
         "does not support the requested cryptographic operation",
         Misconfigured,
     ),
-    // Its owner does not want it.
+    // Its owner has disabled it.
     ("KMSInvalidStateException", "denied access to the operation", Denied),
     ("KMSInvalidStateException", "not enabled in the external key manager", Denied),
     ("KMSInvalidStateException", "was not found", Denied),
     ("KMSInvalidStateException", "could not find the external key", Denied),
     ("KMSInvalidStateException", "corrupted, missing, or otherwise invalid", Invalid),
-    // Passing states of the key, and whatever message is not known: never taken for a refusal.
+    // Temporary states of the key, and unknown messages, which are never taken for a refusal.
     ("KMSInvalidStateException", "", Unavailable),
     // This ciphertext, or this encryption context with it.
     ("InvalidCiphertextException", "", Invalid),
     ("IncorrectKeyException", "", Invalid),
     ("ValidationException", "", Invalid),
     ("ValidationError", "", Invalid),
-    // Fewer calls, please.
+    // Too many calls.
     ("ThrottlingException", "", Throttled),
     ("Throttling", "", Throttled),
     ("ThrottledException", "", Throttled),
@@ -80,7 +80,7 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("InternalFailure", "", Unavailable),
     ("ServiceUnavailable", "", Unavailable),
     ("ServiceUnavailableException", "", Unavailable),
-    // An operator: credentials, clock, grant tokens, the kind of key.
+    // An operator has to act: credentials, clock, grant tokens, the kind of key.
     ("ExpiredTokenException", "", Misconfigured),
     ("ExpiredToken", "", Misconfigured),
     ("UnrecognizedClientException", "", Misconfigured),
@@ -101,8 +101,8 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("CustomKeyStoreNotFoundException", "", Misconfigured),
 ];
 
-/// KMS does not accept the caller's identity. There may be new credentials that were not loaded
-/// yet, because the old ones looked good.
+/// KMS does not accept the caller's identity. Newer credentials may not have been loaded yet,
+/// because the old ones looked valid.
 const STALE_CREDENTIALS: &[&str] = &[
     "ExpiredTokenException",
     "ExpiredToken",
@@ -112,17 +112,17 @@ const STALE_CREDENTIALS: &[&str] = &[
     "SignatureDoesNotMatch",
 ];
 
-/// Most characters of a service's text that are passed on.
+/// The maximum number of characters of a service's text that is passed on.
 const MOST_TEXT: usize = 500;
 
-/// How a call failed, without a byte of request or answer but the service's own words.
+/// How a call failed. It contains no byte of request or answer except the service's own words.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) class: KekErrorClass,
-    /// The exception, where the service named one.
+    /// The exception, if the service named one.
     pub(crate) code: Option<String>,
     pub(crate) text: String,
-    /// KMS, or a source of credentials, was asked.
+    /// Whether KMS, or a source of credentials, was asked.
     asked: bool,
 }
 
@@ -131,12 +131,12 @@ impl Failure {
         Self { class, code: None, text: text.into(), asked: true }
     }
 
-    /// What the provider knows by itself: nobody was asked.
+    /// Makes a failure that the provider decided without asking anybody.
     pub(crate) fn unasked(class: KekErrorClass, text: impl Into<String>) -> Self {
         Self { asked: false, ..Self::new(class, text) }
     }
 
-    /// The service's own answer.
+    /// Makes a failure from the service's own answer.
     pub(crate) fn answered(
         operation: &str,
         status: u16,
@@ -164,8 +164,8 @@ impl Failure {
         self.code.as_deref() == Some("NotFoundException")
     }
 
-    /// Where a message named the key, only the message can be wrong about it: no operator, and no
-    /// breaker, is called for that.
+    /// If a message named the key, only the message can be wrong about it, which is no reason to
+    /// alert an operator or open a breaker.
     pub(crate) fn of_a_message_s_key(mut self) -> Self {
         let about_the_key =
             ["InvalidArnException", "InvalidKeyUsageException", "UnsupportedOperationException"];
@@ -193,12 +193,12 @@ fn classify(status: u16, code: Option<&str>, message: &str) -> KekErrorClass {
     match by_table {
         Some(class) => class,
         None if status == 429 => Throttled,
-        // What is not known is never a refusal.
+        // Unknown errors are never a refusal.
         None => Unavailable,
     }
 }
 
-/// The service's words without control characters, and not without end.
+/// Returns the service's words without control characters and of limited length.
 fn tidy(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MOST_TEXT).collect()
 }

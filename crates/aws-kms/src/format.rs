@@ -1,7 +1,7 @@
-//! What AWS KMS calls things: the ARN of a key, and which key material wrapped a DEK.
+//! KMS's formats: the ARN of a key, and the id of the key material that wrapped a DEK.
 #![forbid(unsafe_code)]
 
-/// The ARN of a KMS key, `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`, in its parts.
+/// The parts of the ARN of a KMS key, `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct KeyArn<'a> {
     pub(crate) partition: &'a str,
@@ -11,7 +11,8 @@ pub(crate) struct KeyArn<'a> {
 }
 
 impl<'a> KeyArn<'a> {
-    /// `None` unless it has exactly that form: an alias has no place in a message.
+    /// Reads an ARN. Returns `None` unless it has exactly that form: an alias must not be in a
+    /// message.
     pub(crate) fn read(text: &'a str) -> Option<Self> {
         let mut parts = text.split(':');
         let mut next = || parts.next();
@@ -32,20 +33,20 @@ impl<'a> KeyArn<'a> {
         well_formed.then_some(Self { partition, region, account, key })
     }
 
-    /// A multi-Region key: related keys have the same id in several Regions, and can open what one
-    /// of them wrapped.
+    /// Whether it is a multi-Region key. Related keys have the same id in several Regions, and each
+    /// can unwrap what another wrapped.
     pub(crate) fn is_multi_region(&self) -> bool {
         self.key.starts_with("mrk-")
     }
 
-    /// The same key, or one related to it.
+    /// Whether it is the same key, or one related to it.
     pub(crate) fn is_related_to(&self, other: &KeyArn<'_>) -> bool {
         self.is_multi_region()
             && (self.partition, self.account, self.key)
                 == (other.partition, other.account, other.key)
     }
 
-    /// The ARN of the related key in another Region.
+    /// Returns the ARN of the related key in another Region.
     pub(crate) fn in_region(&self, region: &str) -> String {
         let Self { partition, account, key, .. } = self;
         format!("arn:{partition}:kms:{region}:{account}:key/{key}")
@@ -62,13 +63,13 @@ pub(crate) fn is_alias_arn(text: &str) -> bool {
     })
 }
 
-/// Which key material of a KMS key wrapped a DEK: the 64 hexadecimal digits of a `KeyMaterialId`,
-/// as bytes.
+/// The key material of a KMS key that wrapped a DEK: the 64 hexadecimal digits of a
+/// `KeyMaterialId`, as bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct KeyMaterialId(pub(crate) [u8; 32]);
 
 impl KeyMaterialId {
-    /// As KMS writes it; `None` for anything else, which then is not kept.
+    /// Reads KMS's form. Returns `None` for anything else, which is then not kept.
     pub(crate) fn read(text: &str) -> Option<Self> {
         let mut bytes = [0; 32];
         if text.len() != 64 {
@@ -84,12 +85,12 @@ impl KeyMaterialId {
         Some(Self(bytes))
     }
 
-    /// As it stands in the metadata of a wrapped key.
+    /// Reads it from the metadata of a wrapped key.
     pub(crate) fn of_meta(meta: &[u8]) -> Option<Self> {
         meta.try_into().ok().map(Self)
     }
 
-    /// As KMS writes it.
+    /// Returns KMS's form.
     pub(crate) fn text(self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }

@@ -1,4 +1,4 @@
-//! What KMS takes as grant tokens.
+//! The grant tokens that KMS accepts.
 #![forbid(unsafe_code)]
 
 use waxseal::{Error, ErrorKind};

@@ -1,4 +1,4 @@
-//! Whether the key can be used: what KMS says of it, or what becomes of a use.
+//! Whether the key can be used: KMS's description of it, or the outcome of a use.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::provider::Inner;
 use waxseal::Dek;
 use waxseal::kek::{Health, KekErrorClass};
 
-/// Imported key material that expires within this time makes `health` say so.
+/// `health` is degraded if imported key material expires within this time.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
 impl Inner {
@@ -41,7 +41,7 @@ impl Inner {
         }
         match self.describe().await {
             Ok(key) => self.health_by(&key).await,
-            // It can be used, though it may not be looked at.
+            // The key can be used, even though describing it is not permitted.
             Err(failure) if failure.class == KekErrorClass::Denied => Ok(Health::Ready),
             Err(failure) => Err(failure),
         }
@@ -70,7 +70,7 @@ impl Inner {
         })
     }
 
-    /// Uses the key for a DEK that nobody has.
+    /// Uses the key for a throw-away DEK.
     async fn try_use(&self, key: &Key) -> Result<(), Failure> {
         let context = &self.health_context;
         if self.health_check == HealthCheck::TryGenerate {

@@ -1,5 +1,5 @@
-//! Which keys a provider uses, and where: its own, one after another where an alias moves; those
-//! that only unwrap; or those that messages name, within bounds.
+//! The keys that a provider uses, and where: its own keys, one after another if an alias changes;
+//! keys that only unwrap; or, within limits, keys that messages name.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
@@ -12,9 +12,10 @@ use sha2::{Digest, Sha256};
 use crate::format::{KeyArn, KeyMaterialId};
 use waxseal::{KekId, WrappedDek};
 
-/// An alias is followed to so many keys; then the provider has to be built anew.
+/// The maximum number of keys that an alias is followed to. After that the provider has to be built
+/// again.
 const MOST_MOVES: usize = 64;
-/// Entries whose key material is known from `Decrypt` alone.
+/// The maximum number of entries whose key material is known only from `Decrypt`.
 const MOST_SETTLED: usize = 4096;
 
 pub(crate) enum Keys {
@@ -22,8 +23,7 @@ pub(crate) enum Keys {
     Discovered(Discovery),
 }
 
-/// Where a wrapped key is to be unwrapped: whatever it says itself, in one of the configured
-/// places.
+/// Where to unwrap a wrapped key. Whatever the key itself says, it is one of the configured places.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Target {
     pub(crate) region: String,
@@ -42,12 +42,12 @@ pub(crate) struct Key {
     known: Mutex<Option<Known>>,
 }
 
-/// The current key material, as far as anybody said.
+/// The current key material, if known.
 #[derive(Clone, Copy)]
 pub(crate) struct Known {
     pub(crate) material: Option<KeyMaterialId>,
-    /// When the question was asked, not when the answer came: a late answer does not replace a
-    /// newer one.
+    /// When the question was asked, not when the answer came, so that a late answer does not
+    /// replace a newer one.
     pub(crate) asked: Instant,
     pub(crate) good_for: Duration,
 }
@@ -76,7 +76,7 @@ impl Key {
         }
     }
 
-    /// What is known stays, and nothing is asked for a while.
+    /// Keeps what is known, and asks nothing for a while.
     pub(crate) fn pause(&self, good_for: Duration) {
         let mut known = self.lock();
         let material = known.and_then(|known| known.material);
@@ -84,12 +84,12 @@ impl Key {
     }
 }
 
-/// The one key that wraps now, and those that unwrap besides.
+/// The one key that wraps now, and those that also unwrap.
 pub(crate) struct Own {
-    /// What is asked for where the key was named by an alias, which may be pointed elsewhere.
+    /// The alias by which the key was named, if any. It may be changed to another key.
     alias: Option<String>,
     first: Key,
-    /// Each that the alias was pointed to later, once.
+    /// The keys that the alias named later, each once.
     later: Box<[OnceLock<Key>]>,
     /// 0 for the first.
     current: AtomicUsize,
@@ -104,7 +104,7 @@ impl Own {
         Self { alias, first: Key::new(id), later, current: AtomicUsize::new(0), related, former }
     }
 
-    /// The key that wraps now.
+    /// Returns the key that wraps now.
     pub(crate) fn current(&self) -> &Key {
         let later = self
             .current
@@ -118,14 +118,14 @@ impl Own {
         self.alias.as_deref()
     }
 
-    /// All that have wrapped.
+    /// Returns the keys that have wrapped.
     fn ids(&self) -> impl Iterator<Item = &KekId> {
         std::iter::once(&self.first)
             .chain(self.later.iter().map_while(OnceLock::get))
             .map(|key| &key.id)
     }
 
-    /// The alias points to this key now; `false` if it has been pointed to too many.
+    /// Records that the alias now names this key. Returns `false` if it has named too many.
     pub(crate) fn move_to(&self, id: &KekId) -> bool {
         if &self.first.id == id {
             self.current.store(0, Ordering::Release);
@@ -157,7 +157,7 @@ impl Own {
 
 /// The bounds of discovery.
 pub(crate) struct Discovery {
-    /// No ARN, so it can stand in no message.
+    /// Not an ARN, so it cannot appear in a message.
     pub(crate) id: KekId,
     pub(crate) partition: String,
     pub(crate) accounts: Vec<String>,
@@ -187,7 +187,7 @@ impl Discovery {
 }
 
 impl Keys {
-    /// The KEK that wraps now.
+    /// Returns the KEK that wraps now.
     pub(crate) fn id(&self) -> &KekId {
         match self {
             Self::One(own) => &own.current().id,
@@ -195,7 +195,7 @@ impl Keys {
         }
     }
 
-    /// Where to unwrap an entry of `kek_id`; `None` if it is not for this provider.
+    /// Returns where to unwrap an entry of `kek_id`; `None` if it is not for this provider.
     pub(crate) fn target(&self, kek_id: &KekId, here: &str) -> Option<Target> {
         match self {
             Self::One(own) => own.target(kek_id, here),
@@ -204,8 +204,7 @@ impl Keys {
     }
 }
 
-/// What `Decrypt` said about the key material of entries that do not say it themselves, or say
-/// another one.
+/// The key material that `Decrypt` named for entries that do not name it, or name another one.
 #[derive(Default)]
 pub(crate) struct Settled(Mutex<SettledEntries>);
 
@@ -239,7 +238,8 @@ impl Settled {
         }
     }
 
-    /// Which key material wrapped this entry: what KMS said of it, else what it says itself.
+    /// Returns the key material that wrapped this entry: what KMS said, or else what the entry
+    /// itself says.
     pub(crate) fn material_of(&self, wrapped: &WrappedDek) -> Option<KeyMaterialId> {
         let settled = {
             let settled = self.lock();

@@ -1,4 +1,4 @@
-//! The provider: what the library asks of a KEK, put into calls of KMS.
+//! The provider: translates the library's requests to calls of KMS.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -25,27 +25,27 @@ use waxseal::kek::{
 use waxseal::{Dek, KekId, WrappedDek};
 use waxseal::{EncryptionContext, Error};
 
-/// A wrap waits this long for `DescribeKey`, and only before its first answer, which is a hint.
+/// How long a wrap waits for `DescribeKey`, whose answer is only a hint, and only before the first
+/// answer.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// In the background there is more time.
 pub(crate) const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after a failed `DescribeKey`. After a denial it is `key_max_age`.
 pub(crate) const DESCRIBE_PAUSE: Duration = Duration::from_secs(10);
-/// How often an alias whose key KMS refuses is looked up at most.
+/// The shortest interval between look-ups of an alias whose key KMS refuses.
 const FOLLOW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 /// Wraps DEKs by one key of AWS KMS, or with [`discover`](Self::discover) unwraps by the key that a
 /// message names. A clone is another handle to the same provider.
 ///
-/// Its id is the key's ARN. Its calls run on the tokio runtime in which it was built, on whatever
-/// executor its futures are polled. When that runtime has ended, they run on that of a later
-/// caller.
+/// Its id is the key's ARN. Its calls run on the tokio runtime in which it was built, whichever
+/// executor polls its futures. If that runtime has ended, they run on that of a later caller.
 ///
 /// # What KMS gets
 ///
-/// The encryption context, pair by pair, with every call, so key policies and grants can demand it,
-/// and CloudTrail shows it **in the clear**. `Decrypt` and `ReEncrypt` always name the key: a
-/// ciphertext alone would have KMS use any key that the caller may use.
+/// Every call carries the encryption context, pair by pair. Key policies and grants can require it,
+/// and CloudTrail shows it **in the clear**. `Decrypt` and `ReEncrypt` always name the key. With
+/// the ciphertext alone, KMS would use any key that the caller may use.
 ///
 /// | of the provider | call |
 /// |---|---|
@@ -57,15 +57,15 @@ const FOLLOW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 ///
 /// # Which key material wrapped a DEK
 ///
-/// KMS keeps the earlier material of a rotated key and goes on unwrapping with it. The metadata
-/// of a wrapped key holds the `KeyMaterialId` (32 bytes), so
-/// [`is_current`](KekProvider::is_current) tells without a call what an earlier material wrapped.
-/// `GenerateDataKey` and `ReEncrypt` say which one they used; `Encrypt` does not, so there it is
-/// the one that `DescribeKey` named **before**: a DEK wrapped during a rotation may look old, and
-/// is then rewrapped once for nothing, but never looks new while it is old. Without permission for
+/// KMS keeps the earlier material of a rotated key and still unwraps with it. The metadata of a
+/// wrapped key holds the `KeyMaterialId` (32 bytes), so [`is_current`](KekProvider::is_current)
+/// recognises without a call what earlier material wrapped. `GenerateDataKey` and `ReEncrypt`
+/// return the material they used. `Encrypt` does not, so the metadata then holds the one that
+/// `DescribeKey` named **before**. A DEK wrapped during a rotation may look old and is then
+/// rewrapped once unnecessarily, but it never looks new while it is old. Without permission for
 /// `DescribeKey` such wrapped keys carry no metadata: `needs_rewrap` sees no need for them, and
-/// `rewrap` wraps them anew. `Decrypt` says which material it used, so an entry that this process
-/// unwrapped is settled by that.
+/// `rewrap` wraps them again. `Decrypt` also returns the material, so an entry that this process
+/// has unwrapped is known.
 #[derive(Clone)]
 pub struct AwsKmsKek(pub(crate) Arc<Inner>);
 
@@ -79,23 +79,23 @@ pub(crate) struct Inner {
     pub(crate) health_context: EncryptionContext,
     pub(crate) stores: Stores,
     pub(crate) settled: Settled,
-    /// Held by the one who asks before anything is known.
+    /// Held by the caller that asks before anything is known.
     pub(crate) first: async_lock::Mutex<()>,
     pub(crate) asking_in_background: Arc<AtomicBool>,
-    /// When it may be asked again where the alias points. Held by the one who asks.
+    /// The earliest time at which the alias may be looked up again. Held by the caller that asks.
     pub(crate) follow_from: async_lock::Mutex<Option<Instant>>,
 }
 
-/// Describes a key, as [`AwsKmsKek::read_key`] found it.
+/// The description of a key, as [`AwsKmsKek::read_key`] found it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct KeyInfo {
     /// The key's ARN.
     pub arn: String,
-    /// Its state, in the words of KMS, such as `Enabled` or `PendingDeletion`.
+    /// Its state, in KMS's words, such as `Enabled` or `PendingDeletion`.
     pub state: String,
-    /// When KMS deletes its imported key material, the first of it to expire.
+    /// When KMS deletes its imported key material, for the first material to expire.
     pub expires: Option<SystemTime>,
     /// The external key store that holds it, such as `cks-1234567890abcdef0`.
     pub external_key_store: Option<String>,
@@ -104,7 +104,7 @@ pub struct KeyInfo {
 }
 
 impl AwsKmsKek {
-    /// Replaces the grant tokens of every later call. Remove them once the grant is effective
+    /// Replaces the grant tokens of all later calls. Remove them once the grant is effective
     /// everywhere.
     ///
     /// # Errors
@@ -120,9 +120,8 @@ impl AwsKmsKek {
         Ok(())
     }
 
-    /// Calls `DescribeKey` now. Useful at the start of a service, to fail early, and before a run
-    /// that rewraps, so that [`is_current`](KekProvider::is_current) knows the current key
-    /// material.
+    /// Calls `DescribeKey` now. Use it at the start of a service, to fail early, and before a
+    /// rewrap run, so that [`is_current`](KekProvider::is_current) knows the current key material.
     ///
     /// # Errors
     /// Those of KMS; *misconfigured* for a key that is not for encryption, and with discovery.
@@ -139,7 +138,7 @@ impl AwsKmsKek {
     }
 
     /// Runs a call to this Region on the provider's runtime. If the future is dropped before the
-    /// answer, the connections that it used are suspected at once.
+    /// answer, the connections that it used are no longer trusted.
     async fn call<T: Send + 'static>(
         &self,
         region: &str,
@@ -157,7 +156,7 @@ impl AwsKmsKek {
 }
 
 impl Inner {
-    /// Where to unwrap an entry of `kek_id`; `None` if it is not for this provider.
+    /// Returns where to unwrap an entry of `kek_id`; `None` if it is not for this provider.
     fn target(&self, kek_id: &KekId) -> Option<Target> {
         self.keys.target(kek_id, self.service.region())
     }
@@ -167,7 +166,7 @@ impl Inner {
         Under { key: key.to_owned(), context: context.clone(), grant_tokens }
     }
 
-    /// What wraps.
+    /// Returns the keys that wrap.
     pub(crate) fn own(&self) -> Result<&Own, Failure> {
         match &self.keys {
             Keys::One(own) => Ok(own),
@@ -186,13 +185,13 @@ impl Inner {
         }
     }
 
-    /// The key that wraps, as it is now.
+    /// Describes the key that wraps now.
     pub(crate) async fn describe(&self) -> Result<Description, Failure> {
         let key = self.own()?.current();
         self.describe_as(key.arn(), |_| Ok(key)).await
     }
 
-    /// Asks for a key of this name; `whose` says whose description that is.
+    /// Describes the key of this name; `whose` says whose description it is.
     async fn describe_as<'a>(
         &self,
         name: &str,
@@ -207,7 +206,7 @@ impl Inner {
         }
         self.stores.learn_own(&found)?;
         let key = whose(&found)?;
-        // A key that is not ready yet names no material: soon it may.
+        // A key that is not ready yet names no material, but soon may.
         let good_for = if found.state.usable.is_ok() {
             self.key_max_age
         } else {
@@ -217,7 +216,7 @@ impl Inner {
         Ok(found)
     }
 
-    /// The alias of the key means this one now.
+    /// Records that the alias now names this key.
     fn move_to<'a>(&self, own: &'a Own, arn: &str) -> Result<&'a Key, Failure> {
         if own.current().arn() == arn {
             return Ok(own.current());
@@ -230,11 +229,11 @@ impl Inner {
         if own.move_to(&id) {
             return Ok(own.current());
         }
-        let detail = "the alias was pointed to too many keys; build the provider anew";
+        let detail = "the alias was pointed to too many keys; build the provider again";
         Err(Failure::new(KekErrorClass::Misconfigured, detail))
     }
 
-    /// KMS refused `key`. Whether the alias that named it means another one now.
+    /// Checks, after KMS refused `key`, whether the alias that named it now names another key.
     pub(crate) async fn follow(&self, own: &Own, key: &KekId) -> bool {
         let Some(alias) = own.alias() else { return false };
         let mut from = self.follow_from.lock().await;
@@ -245,7 +244,7 @@ impl Inner {
             return false;
         }
         let pause = match self.describe_as(alias, |found| self.move_to(own, &found.arn)).await {
-            // An alias that does not exist at the moment may be made anew, as deployments do.
+            // An alias that does not exist right now may be created again, as deployments do.
             Err(failure) if failure.is_not_found() => DESCRIBE_PAUSE.min(self.key_max_age),
             Err(failure) if failure.class == KekErrorClass::Denied => self.key_max_age,
             _ => FOLLOW_AT_MOST_EVERY,
@@ -254,8 +253,8 @@ impl Inner {
         &own.current().id != key
     }
 
-    /// A caller without permission does not ask again and again: each denial shows in the account's
-    /// logs.
+    /// A caller without permission does not ask repeatedly, because each denial appears in the
+    /// account's logs.
     fn pause_after(&self, failure: &Failure) -> Duration {
         match failure.class {
             KekErrorClass::Denied => self.key_max_age,
@@ -263,10 +262,10 @@ impl Inner {
         }
     }
 
-    /// The current key material, as it was before the call that follows. Waits for a call only
-    /// before the first answer, and not long.
+    /// Returns the current key material as of before the call that follows. Waits for a call only
+    /// before the first answer, and only briefly.
     async fn material(self: &Arc<Self>, own: &Own) -> Option<KeyMaterialId> {
-        // An external key's versions are its key manager's own matter: there is nothing to ask for.
+        // The key manager alone knows an external key's versions, so there is nothing to ask for.
         if self.stores.of(own.current().arn()).is_some() {
             return None;
         }
@@ -409,7 +408,7 @@ impl Inner {
     }
 }
 
-/// The entry for a message. The ARN in the reply must be the one that was called.
+/// Makes the entry for a message. The ARN in the reply must be the one that was called.
 fn entry(key: &Key, operation: &str, wrapped: Wrapped) -> Result<WrappedDek, Failure> {
     let not_understood = |_| Failure::not_understood(operation);
     if wrapped.key_arn != key.arn() {
@@ -424,8 +423,8 @@ fn another_kek() -> Failure {
 }
 
 impl KekProvider for AwsKmsKek {
-    /// The ARN of the key that wraps, which for an alias is the one that it means now; with
-    /// discovery `aws-kms-discovery:PARTITION:ACCOUNTS`, which stands in no message.
+    /// Returns the ARN of the key that wraps, which for an alias is the one that it names now. With
+    /// discovery it returns `aws-kms-discovery:PARTITION:ACCOUNTS`, which appears in no message.
     fn id(&self) -> &KekId {
         self.0.keys.id()
     }
@@ -434,9 +433,9 @@ impl KekProvider for AwsKmsKek {
         self.0.target(kek_id).is_some()
     }
 
-    /// The key that is asked, which is the one of this Region for a related key. One in an external
-    /// key store, once that is known, comes with less time and one more try than KMS's own keys,
-    /// and with a budget that the store's keys share (docs/xks.md).
+    /// Returns the key that is called, which for a related key is the one of this Region. Once a
+    /// key is known to be in an external key store, it has a shorter timeout and one more try than
+    /// KMS's own keys, and a budget that the store's keys share (docs/xks.md).
     fn target(&self, kek_id: &KekId) -> CallTarget {
         let target = self.0.target(kek_id);
         let arn = target.as_ref().map_or_else(|| self.id().as_str(), |target| target.arn.as_str());
@@ -449,26 +448,26 @@ impl KekProvider for AwsKmsKek {
         CallTarget::new(arn).with_advice(advice)
     }
 
-    /// KMS authenticates the encryption context with the wrapped key.
+    /// Returns enforced: KMS authenticates the encryption context with the wrapped key.
     fn context_binding(&self) -> ContextBinding {
         ContextBinding::Enforced
     }
 
-    /// By `ReEncrypt`. A provider for discovery does not rewrap.
+    /// Returns `true`: KMS rewraps by `ReEncrypt`. A provider for discovery does not rewrap.
     fn rewraps_in_service(&self) -> bool {
         matches!(self.0.keys, Keys::One(_))
     }
 
-    /// By the `KeyMaterialId` that `Decrypt` named in this process, else the one in the metadata.
-    /// `None` for a wrapped key without either, while the current one is not known, and for keys in
-    /// external key stores.
+    /// Compares the `KeyMaterialId` that `Decrypt` named in this process, or else the one in the
+    /// metadata. `None` for a wrapped key without either, while the current one is not known, and
+    /// for keys in external key stores.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let Keys::One(own) = &self.0.keys else { return None };
         let current = own.current().known().and_then(|known| known.material)?;
         self.0.settled.material_of(wrapped).map(|by| by == current)
     }
 
-    /// KMS has no versions but key material, each with an id.
+    /// Returns the id of the key material, which is KMS's only kind of version.
     fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
         self.0.settled.material_of(wrapped).map(|material| material.text().into())
     }
@@ -518,15 +517,15 @@ impl KekProvider for AwsKmsKek {
         )
     }
 
-    /// Of the credentials: AWS has no other login.
+    /// Returns the state of the credentials, since AWS has no other login.
     fn login(&self) -> Option<Login> {
         Some(self.0.service.login())
     }
 
-    /// As [`HealthCheck`] says: by default asks `DescribeKey`, and so needs the permission for it;
-    /// *degraded* in the last two weeks of imported key material. For a key in an external key
-    /// store it asks `DescribeCustomKeyStores` too. With discovery there is no key to ask about,
-    /// and the answer is always *ready*.
+    /// Checks the key as [`HealthCheck`] selects. By default it calls `DescribeKey`, and needs
+    /// permission for that. It is *degraded* in the last two weeks of imported key material. For a
+    /// key in an external key store it also calls `DescribeCustomKeyStores`. With discovery there
+    /// is no key to check, and the answer is always *ready*.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(self.call(self.0.service.region(), self.0.clone().health()))
     }

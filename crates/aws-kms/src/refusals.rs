@@ -18,8 +18,8 @@ use waxseal::kek::KekErrorClass;
 
 use KekErrorClass::{Misconfigured, Throttled, Unavailable};
 
-/// How those who give out credentials refuse, and how they say that they are in trouble. What is in
-/// no row is an outage.
+/// The refusals of those who issue credentials, and their reports of trouble. A code that is not
+/// listed is an outage.
 const CODES: &[(&str, KekErrorClass)] = &[
     ("AccessDenied", Misconfigured),
     ("AccessDeniedException", Misconfigured),
@@ -73,7 +73,7 @@ const CODES: &[(&str, KekErrorClass)] = &[
     ("ServiceUnavailableException", Unavailable),
 ];
 
-/// How the SDK says it where there is no code: the words, the class, and what is shown.
+/// The SDK's words if there is no code: the words, the class, and what is shown.
 const WORDS: &[(&str, KekErrorClass, &str)] = &[
     ("token has expired and cannot be refreshed", Misconfigured, "the sign-in has expired"),
     ("token is expired", Misconfigured, "the sign-in has expired"),
@@ -84,13 +84,13 @@ const WORDS: &[(&str, KekErrorClass, &str)] = &[
     ),
 ];
 
-/// What is known of a failure to load credentials.
+/// The parts of a failure to load credentials.
 pub(crate) struct Refusal {
     pub(crate) class: KekErrorClass,
-    /// Fixed words, a code and a status: never what a source says of itself, which may be the
-    /// output of a program.
+    /// Fixed words, a code and a status: never the source's own words, which may be the output of a
+    /// program.
     pub(crate) text: String,
-    /// Somebody was asked for credentials.
+    /// Whether a source of credentials was asked.
     pub(crate) was_asked: bool,
 }
 
@@ -104,7 +104,7 @@ struct Signs {
     file: Option<io::ErrorKind>,
 }
 
-/// `None` if the failure was none of loading credentials.
+/// Returns `None` if the failure was not one of loading credentials.
 pub(crate) fn refusal(error: &(dyn StdError + 'static)) -> Option<Refusal> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -155,7 +155,7 @@ impl Signs {
     /// Reads an error, its causes, and the attempts of a chain of providers.
     fn read(&mut self, error: &(dyn StdError + 'static)) {
         let mut cause = Some(error);
-        // Nobody nests so deep; a source that is its own cause does.
+        // Real errors are not nested this deeply, but an error may be its own cause.
         for _ in 0..64 {
             let Some(error) = cause else { return };
             self.read_one(error);
@@ -206,7 +206,7 @@ impl Signs {
             self.line.get_or_insert_with(|| "no answer in time".to_owned());
             return;
         }
-        // Display only: Debug may hold what was sent.
+        // Only Display: Debug may contain what was sent.
         self.read_text(&error.to_string());
     }
 
@@ -231,7 +231,7 @@ impl Signs {
         }
     }
 
-    /// `otherwise` is the class where nothing says anything else.
+    /// `otherwise` is the class if nothing else decides.
     fn into_refusal(self, what: &str, otherwise: Option<KekErrorClass>) -> Refusal {
         let by_status = self.status.and_then(|status| match status {
             429 => Some(Throttled),

@@ -1,4 +1,4 @@
-//! What is used of `aws_config`, in one place.
+//! Everything used from `aws_config`, in one place.
 #![forbid(unsafe_code)]
 
 pub(crate) use aws_config::meta::ProviderChainError;

@@ -11,12 +11,12 @@ use crate::xks::{ExternalKeyStore, INVALID_STATE, NOT_FOUND, Store};
 use waxseal::kek::{Health, KekError, KekErrorClass};
 
 impl AwsKmsKek {
-    /// Calls `DescribeCustomKeyStores` for the external key store that holds the key. It tells the
-    /// state of the connection, and why it failed. *Connected* does not mean that the proxy answers
-    /// now; the store's metrics in CloudWatch show that.
+    /// Calls `DescribeCustomKeyStores` for the external key store that holds the key. It returns
+    /// the state of the connection, and why it failed. *Connected* does not mean that the proxy
+    /// answers now; the store's metrics in CloudWatch show that.
     ///
     /// # Errors
-    /// Those of KMS; *misconfigured* for a key that is in no external key store.
+    /// Those of KMS; *misconfigured* for a key that is not in an external key store.
     pub async fn read_external_key_store(&self) -> Result<ExternalKeyStore, KekError> {
         let inner = self.0.clone();
         self.0
@@ -40,9 +40,9 @@ impl AwsKmsKek {
 }
 
 impl Inner {
-    /// After a call to `target`: asks in the background where the key is, if it is a former or a
-    /// discovered one of which that is not known. A failure asks only if it is one that keys in
-    /// stores have: messages may name keys that do not exist.
+    /// After a call to `target`, asks in the background where the key is, if it is a former or
+    /// discovered key and that is unknown. After a failure it asks only if keys in stores have such
+    /// failures, since messages may name keys that do not exist.
     pub(crate) fn look_for_store(self: &Arc<Self>, target: &Target, failure: Option<&Failure>) {
         if failure.is_some_and(|failure| failure.code.as_deref() != Some(INVALID_STATE))
             || self.own().is_ok_and(|own| own.current().arn() == target.arn)
@@ -51,8 +51,8 @@ impl Inner {
             return;
         }
         let (inner, region, arn) = (self.clone(), target.region.clone(), target.arn.clone());
-        // Once at a time for each key, by `is_to_be_asked`. A key whose turn were left out because
-        // another is being asked about would not be asked about again before the pause is over.
+        // `is_to_be_asked` allows one question at a time for each key. A busy flag for all keys
+        // would skip a key, which would then not be asked about until its pause is over.
         self.spawner.spawn_one(&Arc::default(), async move {
             let tokens = inner.grant_tokens.load();
             let work = inner.service.describe(&region, &arn, &tokens);
@@ -72,7 +72,8 @@ impl Inner {
         Ok(ExternalKeyStore { id: store.id.clone(), connection_state, connection_error })
     }
 
-    /// Key and store together; the store first, since it says more than the key's *Unavailable*.
+    /// Checks key and store together. The store comes first, since it says more than the key's
+    /// *Unavailable*.
     pub(crate) async fn health_with_store(
         &self,
         store: &Store,

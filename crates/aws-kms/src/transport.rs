@@ -1,10 +1,10 @@
-//! How KMS is reached: over connections that are believed in no longer than they deserve it, and
-//! never in the clear to another machine.
+//! How KMS is reached: over connections that are trusted only as long as they work, and never in
+//! the clear to another machine.
 //!
-//! A connection that waits in the SDK's pool may be dead without anybody knowing: a NAT gateway or
-//! load balancer forgot it, and sends nothing for it. A call that draws it hears nothing until it
-//! is given up, and the next call draws the next one. So after a call that was not answered, the
-//! pool from which it drew is left, and a new one is made.
+//! A connection in the SDK's pool may be dead without notice: a NAT gateway or load balancer
+//! dropped it without sending anything. A call on it waits until it is dropped, and the next call
+//! takes the next dead connection. So after an unanswered call, its pool is abandoned and a new one
+//! is made.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -24,14 +24,14 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::timeout::TimeoutConfig;
 
-/// A call that was given up counts as not answered once it took several times as long as calls do,
-/// within these bounds.
+/// A dropped call counts as unanswered once it took several times as long as usual, within these
+/// bounds.
 const SHORTEST_SILENCE: Duration = Duration::from_millis(25);
 const LONGEST_SILENCE: Duration = Duration::from_millis(400);
 const SILENCE_FACTOR: u32 = 8;
 /// The SDK's default.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
-/// Pools of an HTTP client that is not ours are told apart by so many connect timeouts.
+/// Pools of a foreign HTTP client are distinguished by this many connect timeouts.
 const POOLS: u64 = 64;
 
 pub(crate) const IN_THE_CLEAR: &str =
@@ -39,7 +39,7 @@ pub(crate) const IN_THE_CLEAR: &str =
 pub(crate) const NO_ROOTS: &str = "no root certificates are found on this system (SSL_CERT_FILE and SSL_CERT_DIR name other places), so no \
      server can be trusted; install them, or hand in a client with an HTTP client of its own";
 
-/// Whether what goes to this URL can be read by nobody else: TLS, or it stays on this machine.
+/// Whether nobody else can read requests to this URL: they use TLS, or stay on this machine.
 pub(crate) fn is_private(url: &str) -> bool {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
@@ -56,7 +56,7 @@ pub(crate) fn is_private(url: &str) -> bool {
     scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http") && is_here
 }
 
-/// Scheme, host and port. What comes behind them may be a secret.
+/// Returns scheme, host and port. Anything after them may be a secret.
 pub(crate) fn origin(url: &str) -> &str {
     let start = url.find("://").map_or(0, |at| at + 3);
     let end = url.get(start..).and_then(|rest| rest.find(['/', '?', '#', '\\']));
@@ -67,12 +67,12 @@ pub(crate) fn is_plain(url: &str) -> bool {
     url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"))
 }
 
-/// Holds back every request that would go to another machine in the clear, wherever its endpoint
-/// came from.
+/// Blocks every request that would go to another machine in the clear, wherever its endpoint came
+/// from.
 #[derive(Debug)]
 pub(crate) struct PlainTextGuard;
 
-/// Why it did.
+/// Why it blocked the request.
 #[derive(Debug)]
 pub(crate) struct InTheClear;
 
@@ -99,7 +99,7 @@ impl Intercept for PlainTextGuard {
     }
 }
 
-/// Takes down where a request would go, and lets none go.
+/// Records the target of a request, and lets none through.
 #[derive(Debug, Default)]
 pub(crate) struct Probe(Mutex<Option<String>>);
 
@@ -109,7 +109,7 @@ impl Probe {
     }
 }
 
-/// For the SDK, which takes interceptors over.
+/// For the SDK, which takes ownership of interceptors.
 #[derive(Debug, Clone)]
 pub(crate) struct ProbeHandle(pub(crate) Arc<Probe>);
 
@@ -130,8 +130,8 @@ impl Intercept for ProbeHandle {
     }
 }
 
-/// Whether the system has root certificates. The SDK does not say so when there are none: it
-/// panics, or trusts nobody.
+/// Whether the system has root certificates. If there are none, the SDK does not say so: it panics,
+/// or trusts nobody.
 pub(crate) fn has_roots() -> bool {
     static FOUND: OnceLock<()> = OnceLock::new();
     if FOUND.get().is_some() {
@@ -146,9 +146,8 @@ pub(crate) fn has_roots() -> bool {
     has_roots
 }
 
-/// The SDK's HTTP client with a pool of its own. A proxy of the environment (`HTTPS_PROXY`,
-/// `ALL_PROXY`, `NO_PROXY`) is used, but not for what goes in the clear: that stays on this
-/// machine.
+/// Returns the SDK's HTTP client with its own pool. Proxies of the environment (`HTTPS_PROXY`,
+/// `ALL_PROXY`, `NO_PROXY`) are used, except for plain http, which stays on this machine.
 pub(crate) fn http_client(in_the_clear: bool) -> SharedHttpClient {
     Builder::new().build_with_connector_fn(move |settings, components| {
         let rustls = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
@@ -163,8 +162,8 @@ pub(crate) fn http_client(in_the_clear: bool) -> SharedHttpClient {
     })
 }
 
-/// For an HTTP client that was handed in: those of the SDK keep a pool for each connect timeout, so
-/// another one is another pool.
+/// For a foreign HTTP client. Those of the SDK keep a pool for each connect timeout, so another
+/// timeout gives another pool.
 pub(crate) fn timeouts_of_pool(timeouts: Option<&TimeoutConfig>, pool: u64) -> TimeoutConfig {
     let timeouts = timeouts.cloned().unwrap_or_else(|| TimeoutConfig::builder().build());
     let connect = timeouts.connect_timeout().unwrap_or(CONNECT_TIMEOUT);
@@ -172,13 +171,13 @@ pub(crate) fn timeouts_of_pool(timeouts: Option<&TimeoutConfig>, pool: u64) -> T
     timeouts.to_builder().connect_timeout(connect).build()
 }
 
-/// What is known of the connections of one client.
+/// The state of one client's connections.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// A pool in which nothing was answered holds no connection that waits: nothing in it can be
-    /// worse than a new one.
+    /// A pool in which nothing was answered holds no idle connection, so a new pool could not be
+    /// better.
     has_answered: AtomicBool,
-    /// How long answers take, in microseconds, smoothed.
+    /// The usual latency in microseconds, smoothed.
     usual: AtomicU64,
     is_left: AtomicBool,
 }
@@ -192,10 +191,10 @@ impl Pool {
         }
     }
 
-    /// An answer came over one of its connections.
+    /// Records an answer over one of its connections.
     pub(crate) fn answered(&self, elapsed: Duration) {
         let elapsed = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).min(1 << 32);
-        // A lost update costs nothing.
+        // A lost update does no harm.
         let usual = match self.usual.load(Ordering::Relaxed) {
             0 => elapsed,
             usual => (usual * 7 + elapsed) / 8,
@@ -204,14 +203,14 @@ impl Pool {
         self.has_answered.store(true, Ordering::Release);
     }
 
-    /// No answer came: what waits in it is not drawn any more.
+    /// Abandons the pool after a missing answer, so that its idle connections are not used.
     pub(crate) fn leave(&self) {
         if self.has_answered.load(Ordering::Acquire) {
             self.is_left.store(true, Ordering::Release);
         }
     }
 
-    /// A call was given up that had begun at `began`.
+    /// Records that a call was dropped that had begun at `began`.
     pub(crate) fn given_up(&self, began: Instant) {
         let usual = Duration::from_micros(self.usual.load(Ordering::Relaxed));
         let silence = usual.saturating_mul(SILENCE_FACTOR).clamp(SHORTEST_SILENCE, LONGEST_SILENCE);
@@ -225,7 +224,7 @@ impl Pool {
     }
 }
 
-/// A call that is on its way: if it is dropped without an answer, the pool learns of it at once.
+/// A call in flight. If it is dropped without an answer, the pool learns of it at once.
 pub(crate) struct OnItsWay {
     pool: Option<Arc<Pool>>,
     began: Instant,
@@ -240,7 +239,7 @@ impl OnItsWay {
         self.began.elapsed()
     }
 
-    /// It was answered, or failed in a way that is told otherwise.
+    /// Records that it was answered, or failed in a way that is reported elsewhere.
     pub(crate) fn over(mut self) {
         self.pool = None;
     }

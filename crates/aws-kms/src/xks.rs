@@ -1,9 +1,9 @@
-//! A key in an external key store (XKS): to its callers a KMS key whose origin is
-//! `EXTERNAL_KEY_STORE`, for which KMS asks a proxy that the key's owner runs.
+//! A key in an external key store (XKS). To its callers it is a KMS key whose origin is
+//! `EXTERNAL_KEY_STORE`. For it, KMS calls a proxy that the key's owner runs.
 //!
-//! What such a key's failures mean is in `errors`, with all others. Here is what differs besides:
-//! its timeout and retries, the quota that all keys of a store share, and a state that the store
-//! has of its own.
+//! `errors` says what such a key's failures mean, along with all others. This file holds the other
+//! differences: its timeout and retries, the quota that all keys of a store share, and the store's
+//! own state.
 //!
 //! Sources: "External key stores" in the AWS KMS Developer Guide; `DescribeCustomKeyStores` in the
 //! AWS KMS API Reference; External Key Store Proxy API Specification, version 1.
@@ -23,32 +23,30 @@ use waxseal::Error;
 use waxseal::kek::CallAdvice;
 use waxseal::kek::KekErrorClass;
 
-/// KMS gives the proxy 250 ms, connection included, and asks it once more after a network timeout
-/// ("Monitor external key stores", latency): what has not come after twice those 500 ms does not
-/// come.
+/// KMS gives the proxy 250 ms, including the connection, and retries once after a network timeout
+/// ("Monitor external key stores", latency). An answer that takes twice those 500 ms will not come.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// One more than of KMS itself: most failures are 250 ms that were too short, and the AWS SDK would
-/// not try again at all. They fit into the default deadline of 5 s.
+/// One more than for KMS itself: most failures are calls that needed more than 250 ms, and the AWS
+/// SDK would not retry at all. They fit into the default deadline of 5 s.
 const TRIES: u32 = 4;
-/// Twice that of KMS itself: behind the proxy is one key manager, not a fleet.
+/// Twice that of KMS itself: there is one key manager behind the proxy, not a fleet.
 const BACKOFF: Duration = Duration::from_millis(100);
 /// A quarter of a store's default quota of 1,800 requests a second (specification,
 /// `GetHealthStatus`), which all keys, accounts and hosts share.
 const STORE_PER_SECOND: u32 = 450;
 const STORE_IN_FLIGHT: u32 = 64;
-/// Keys of which it is known, or asked, where they are: messages name them where there is
-/// discovery.
+/// The maximum number of keys whose place is known or was asked for. With discovery, messages name
+/// them.
 const MOST_KEYS: usize = 1024;
-/// What every failure of an external key store is called.
+/// The exception of every failure of an external key store.
 pub(crate) const INVALID_STATE: &str = "KMSInvalidStateException";
-/// `DescribeCustomKeyStores` knows of the stores of the caller's own account only.
+/// `DescribeCustomKeyStores` knows only the stores of the caller's own account.
 pub(crate) const NOT_FOUND: &str = "CustomKeyStoreNotFoundException";
 
-/// The default budgets, by store: whichever envelope and whichever key, it is the same in this
-/// process.
+/// The default budgets, by store. All envelopes and keys in this process share them.
 static BUDGETS: Mutex<BTreeMap<String, CallBudget>> = Mutex::new(BTreeMap::new());
 
-/// The external key store that holds the key.
+/// An external key store that holds the key.
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) id: String,
@@ -88,12 +86,12 @@ fn shared_budget(store: &str, key_arn: &str) -> Result<CallBudget, Error> {
     Ok(budget)
 }
 
-/// Which of the keys that a provider uses are in external key stores, as far as it is known.
+/// Which of a provider's keys are known to be in external key stores.
 pub(crate) struct Stores {
-    /// Of the key that wraps, as the user said.
+    /// The store of the key that wraps, as the user named it.
     named: Option<String>,
     budget: Option<CallBudget>,
-    /// By the key's ARN. Read without a lock: a forked child may be asked too.
+    /// By the key's ARN. Read without a lock, since a forked child may read it too.
     keys: ArcSwap<HashMap<String, Place>>,
 }
 
@@ -103,7 +101,7 @@ enum Place {
     Store(Arc<Store>),
     /// KMS holds it, or does not say.
     Elsewhere,
-    /// Nobody has answered yet: not to be asked before this.
+    /// No answer yet. Not to be asked before this time.
     Asked {
         again: Instant,
     },
@@ -114,7 +112,7 @@ impl Stores {
         Self { named, budget, keys: ArcSwap::default() }
     }
 
-    /// The store of this key.
+    /// Returns the store of this key.
     pub(crate) fn of(&self, arn: &str) -> Option<Arc<Store>> {
         match self.keys.load().get(arn)? {
             Place::Store(store) => Some(store.clone()),
@@ -122,8 +120,8 @@ impl Stores {
         }
     }
 
-    /// How a former or discovered key is called. While it is not known whether it is in the store
-    /// whose budget was given, it is called within that.
+    /// Returns the advice for a former or discovered key. While it is unknown whether it is in the
+    /// store whose budget was given, it is called within that budget.
     pub(crate) fn advice_for_other(&self, arn: &str) -> CallAdvice {
         match (self.keys.load().get(arn), &self.budget) {
             (Some(Place::Store(store)), _) => store.advice(),
@@ -145,7 +143,7 @@ impl Stores {
         });
     }
 
-    /// This key is there.
+    /// Records where this key is.
     pub(crate) fn learn(&self, arn: &str, store: Option<&str>) -> Result<(), Error> {
         let place = match (store, self.keys.load().get(arn)) {
             (Some(store), Some(Place::Store(known))) if known.id == store => return Ok(()),
@@ -159,7 +157,7 @@ impl Stores {
         Ok(())
     }
 
-    /// Holds what `DescribeKey` says of the key that wraps against what the user said, or learns
+    /// Compares `DescribeKey`'s answer for the key that wraps with what the user said, or learns
     /// from it.
     pub(crate) fn learn_own(&self, key: &Description) -> Result<(), Failure> {
         let found = key.external_key_store.as_deref();
@@ -172,7 +170,7 @@ impl Stores {
             .map_err(|error| Failure::new(KekErrorClass::Misconfigured, error.to_string()))
     }
 
-    /// Whether it is to be asked now where this key is: not again soon.
+    /// Whether to ask now where this key is. Not again soon after a question.
     pub(crate) fn is_to_be_asked(&self, arn: &str, pause: Duration) -> bool {
         let now = Instant::now();
         let is_to_be = match self.keys.load().get(arn) {
@@ -180,15 +178,15 @@ impl Stores {
             Some(Place::Asked { again }) => now >= *again,
             None => true,
         };
-        // Two that ask at once cost one call more.
+        // Two concurrent questions only cost one more call.
         let Some(again) = now.checked_add(pause).filter(|_| is_to_be) else { return false };
         self.put(arn, &Place::Asked { again });
-        // One key more than can be noted would be asked about at each call.
+        // A key that cannot be recorded would be asked about at each call.
         self.keys.load().contains_key(arn)
     }
 }
 
-/// Describes an external key store, as
+/// The state of an external key store, as
 /// [`read_external_key_store`](crate::AwsKmsKek::read_external_key_store) found it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -196,25 +194,26 @@ impl Stores {
 pub struct ExternalKeyStore {
     /// Its id, such as `cks-1234567890abcdef0`.
     pub id: String,
-    /// In the words of KMS: `CONNECTED`, `CONNECTING`, `FAILED`, `DISCONNECTED`, `DISCONNECTING`.
+    /// KMS's word for its state: `CONNECTED`, `CONNECTING`, `FAILED`, `DISCONNECTED`,
+    /// `DISCONNECTING`.
     pub connection_state: String,
-    /// Why it is `FAILED`, in the words of KMS, such as `XKS_PROXY_NOT_REACHABLE`.
+    /// Why it is `FAILED`, in KMS's words, such as `XKS_PROXY_NOT_REACHABLE`.
     pub connection_error: Option<String>,
 }
 
 impl ExternalKeyStore {
-    /// Whether its keys can be used, as far as KMS knows; if not, what a use would come to.
+    /// Whether its keys can be used according to KMS, and otherwise the failure of a use.
     ///
-    /// Whatever the error code of a failed connection is: KMS does not try again until an operator
-    /// disconnects and connects the store, so it is no outage.
+    /// Whatever the error code of a failed connection, KMS does not retry until an operator
+    /// disconnects and connects the store, so it is not an outage.
     pub(crate) fn usable(&self) -> Result<(), Failure> {
         let Self { id, connection_state, connection_error } = self;
         let class = match connection_state.as_str() {
             "CONNECTED" => return Ok(()),
-            // On purpose, and so the key's state is *Unavailable*.
+            // Intentional, and so the key's state is *Unavailable*.
             "DISCONNECTED" => KekErrorClass::Denied,
             "FAILED" | "DISCONNECTING" => KekErrorClass::Misconfigured,
-            // CONNECTING, and what is not known yet.
+            // CONNECTING, and unknown states.
             _ => KekErrorClass::Unavailable,
         };
         let why = connection_error.as_ref().map(|code| format!(": {code}")).unwrap_or_default();

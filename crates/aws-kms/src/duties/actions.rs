@@ -1,22 +1,22 @@
-//! What each role does, as KMS names it.
+//! The actions of each role, as KMS names them.
 //!
 //! Source: "Actions, resources, and condition keys for AWS Key Management Service" in the Service
 //! Authorization Reference.
 #![forbid(unsafe_code)]
 
-/// Everything that uses a key, or hands the use of it on.
+/// All actions that use a key, or grant its use.
 pub(super) const USE: [&str; 5] =
     ["kms:Encrypt", "kms:GenerateDataKey*", "kms:Decrypt", "kms:ReEncrypt*", "kms:CreateGrant"];
-/// Those of them that have an encryption context.
+/// The actions among them that have an encryption context.
 pub(super) const WITH_CONTEXT: [&str; 4] =
     ["kms:Encrypt", "kms:GenerateDataKey*", "kms:Decrypt", "kms:ReEncrypt*"];
 pub(super) const WRAP: [&str; 2] = ["kms:Encrypt", "kms:GenerateDataKey*"];
 pub(super) const UNWRAP: [&str; 1] = ["kms:Decrypt"];
 pub(super) const REWRAP: [&str; 1] = ["kms:ReEncrypt*"];
 
-/// Everything that changes a key, or who may do what with it. Not `SynchronizeMultiRegionKey`: KMS
-/// alone calls it, by its service-linked role ("Authorizing AWS KMS to synchronize multi-Region
-/// keys").
+/// All actions that change a key, or who may do what with it. `SynchronizeMultiRegionKey` is not
+/// included: only KMS calls it, by its service-linked role ("Authorizing AWS KMS to synchronize
+/// multi-Region keys").
 pub(super) const CHANGE: [&str; 20] = [
     "kms:CancelKeyDeletion",
     "kms:CreateAlias",
@@ -41,9 +41,9 @@ pub(super) const CHANGE: [&str; 20] = [
 ];
 pub(super) const DELETE: [&str; 2] = ["kms:ScheduleKeyDeletion", "kms:DeleteImportedKeyMaterial"];
 
-/// What everybody with a role may look at.
+/// The actions for looking that every role has.
 pub(super) const DESCRIBE: [&str; 1] = ["kms:DescribeKey"];
-/// What administrators, owners and auditors look at.
+/// The actions for looking that administrators, owners and auditors have.
 pub(super) const LOOK: [&str; 7] = [
     "kms:DescribeKey",
     "kms:GetKeyPolicy",
@@ -67,13 +67,13 @@ pub(super) const GOVERN: [&str; 5] = [
     "kms:RevokeGrant",
     "kms:ScheduleKeyDeletion",
 ];
-/// Of administrators, for imported key material.
+/// Administrators' actions for imported key material.
 pub(super) const IMPORT: [&str; 2] = ["kms:GetParametersForImport", "kms:ImportKeyMaterial"];
-/// Of owners, for imported key material.
+/// Owners' actions for imported key material.
 pub(super) const DELETE_IMPORTED: [&str; 1] = ["kms:DeleteImportedKeyMaterial"];
-/// What the root user of the account needs to set a key policy when no owner is left.
+/// The root user's actions for setting a key policy when no owner is left.
 pub(super) const RECOVER: [&str; 3] = ["kms:DescribeKey", "kms:GetKeyPolicy", "kms:PutKeyPolicy"];
-/// Of auditors, on no key.
+/// Auditors' actions that concern no particular key.
 pub(super) const LIST: [&str; 2] = ["kms:ListAliases", "kms:ListKeys"];
 pub(super) const READ_TRAIL: [&str; 5] = [
     "cloudtrail:DescribeTrails",
@@ -82,7 +82,7 @@ pub(super) const READ_TRAIL: [&str; 5] = [
     "cloudtrail:GetTrailStatus",
     "cloudtrail:LookupEvents",
 ];
-/// What owners need to enable break-glass.
+/// Owners' actions for enabling break-glass.
 pub(super) const TAG_ROLE: [&str; 2] = ["iam:TagRole", "iam:UntagRole"];
-/// How a principal gets the tag that opens break-glass.
+/// The actions that give a principal the tag that opens break-glass.
 pub(super) const TAG: [&str; 3] = ["iam:TagRole", "iam:UntagRole", "sts:TagSession"];

@@ -1,4 +1,4 @@
-//! What guards a domain from outside its keys: the service control policy, and the alarm.
+//! Guards a domain from outside its keys: the service control policy, and the alarm.
 #![forbid(unsafe_code)]
 
 use waxseal::domain::duties::Role;
@@ -33,7 +33,7 @@ pub(super) fn document(policies: &AwsPolicies) -> String {
     statement::document(statements)
 }
 
-/// Of "Creating events with CloudTrail API activity" in the EventBridge User Guide, and
+/// From "Creating events with CloudTrail API activity" in the EventBridge User Guide, and
 /// "CloudTrail userIdentity element" in the CloudTrail User Guide.
 pub(super) fn event_pattern(policies: &AwsPolicies) -> String {
     let list = |items: &[&str]| Json::List(items.iter().map(|item| Json::from(*item)).collect());

@@ -1,4 +1,4 @@
-//! The policies of identities: what a role may do, and that it has no other duty.
+//! The identity policies: what a role may do, and that it has no other duty.
 #![forbid(unsafe_code)]
 
 use waxseal::domain::duties::{Duty, Role};
@@ -49,14 +49,14 @@ pub(super) fn document(policies: &AwsPolicies, role: Role) -> String {
     statement::document(statements)
 }
 
-/// By its tag, and no other tag. A request to tag has at least one.
+/// Only by this tag. A request to tag has at least one.
 fn enable_break_glass(policies: &AwsPolicies) -> Statement {
     Statement::allow("EnableBreakGlass", &TAG_ROLE)
         .on(policies.holders(Role::BreakGlass).to_vec())
         .when("ForAllValues:StringEquals", "aws:TagKeys", [policies.break_glass_tag.as_str()])
 }
 
-/// Keys that are used in the same way share statements.
+/// Keys that are used the same way share statements.
 fn uses(policies: &AwsPolicies, role: Role) -> Vec<Statement> {
     let mut statements = Vec::new();
     for (wraps, suffix) in [(true, ""), (false, "OfFormerKeys")] {

@@ -1,7 +1,7 @@
-//! Writes policy documents: the same text for the same input, in an order for people.
+//! Writes policy documents: the same text for the same input, ordered for readers.
 #![forbid(unsafe_code)]
 
-/// A value. Names of an object stand in the order given.
+/// A value. The names of an object keep their order.
 #[derive(Clone, Debug)]
 pub(super) enum Json {
     Text(String),
@@ -37,7 +37,7 @@ pub(super) fn object<N: Into<String>>(fields: impl IntoIterator<Item = (N, Json)
 const WIDTH: usize = 100;
 
 impl Json {
-    /// With line breaks, and one at the end.
+    /// Writes it with line breaks, and one at the end.
     pub(super) fn pretty(&self) -> String {
         let mut text = String::new();
         self.write(&mut text, 0);
@@ -45,7 +45,7 @@ impl Json {
         text
     }
 
-    /// What fits stands in one line.
+    /// Writes short values on one line.
     fn write(&self, to: &mut String, depth: usize) {
         let line = self.line();
         let column = to.len() - to.rfind('\n').map_or(0, |end| end + 1);
@@ -114,7 +114,7 @@ fn write_items<'j>(
     to.push(close);
 }
 
-/// RFC 8259, section 7. Whatever is not printable ASCII is escaped.
+/// RFC 8259, section 7. Everything except printable ASCII is escaped.
 fn write_text(to: &mut String, text: &str) {
     to.push('"');
     for unit in text.encode_utf16() {

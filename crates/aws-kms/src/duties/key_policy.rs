@@ -1,8 +1,8 @@
-//! The policy of a key: it alone says who may do what in the key's account.
+//! The policy of a key, which alone decides who may do what in the key's account.
 //!
-//! It does not hand the decision to the account's identity policies, as the default key policy
-//! does. So nobody gets in by a policy that an administrator of the account attaches. The denials
-//! hold for grants too, and for whatever allowance is added later.
+//! Unlike the default key policy, it does not delegate the decision to the account's identity
+//! policies. So nobody gains access by a policy that an administrator of the account attaches. The
+//! denials also apply to grants, and to any permission that is added later.
 #![forbid(unsafe_code)]
 
 use waxseal::DekOrigin;
@@ -16,7 +16,7 @@ use super::keys::DomainKey;
 use super::statement::{self, Statement};
 use super::{AwsPolicies, with_pairs};
 
-/// Seconds for which a second factor counts.
+/// How long a second factor counts, in seconds.
 const MFA_AGE: &str = "3600";
 const DOMAIN: &str = "kms:EncryptionContext:waxseal:domain";
 
@@ -31,7 +31,7 @@ fn root(key: &DomainKey) -> String {
     format!("arn:{}:iam::{}:root", key.partition, key.account)
 }
 
-/// Statements without anybody in them are left out.
+/// Statements without principals are left out.
 fn to_holders(
     statement: Statement,
     arns: impl IntoIterator<Item = impl Into<String>>,
@@ -52,7 +52,7 @@ fn administration(policies: &AwsPolicies, key: &DomainKey) -> Vec<Statement> {
     let look = owners.iter().chain(&administrators).copied().chain(auditors);
     let recover = Statement::allow("RootUserRecovers", &RECOVER)
         .to([root(key)])
-        // Without it every administrator of the account could let himself in.
+        // Without it every administrator of the account could grant themselves access.
         .when("ArnEquals", "aws:PrincipalArn", [root(key)]);
     let all = [
         to_holders(Statement::allow("OwnersGovern", &govern), owners.clone()),
@@ -63,7 +63,7 @@ fn administration(policies: &AwsPolicies, key: &DomainKey) -> Vec<Statement> {
     all.into_iter().flatten().collect()
 }
 
-/// What a role may do with the key, for its key policy and for identity policies.
+/// Returns what a role may do with the key, for its key policy and for identity policies.
 pub(super) fn use_by(policies: &AwsPolicies, key: &DomainKey, role: Role) -> Vec<Statement> {
     let (wrapping, unwrapping) =
         (policies.duties.when_wrapping(), policies.duties.when_unwrapping());
@@ -162,7 +162,8 @@ fn denials(policies: &AwsPolicies, key: &DomainKey) -> Vec<Statement> {
     all
 }
 
-/// Break-glass is disabled unless all of this is so. A key that is absent from the request denies.
+/// Break-glass is denied unless all of these conditions hold. A key that is absent from the request
+/// denies.
 fn break_glass_denials(policies: &AwsPolicies) -> Vec<Statement> {
     let holders = policies.holders(Role::BreakGlass).to_vec();
     if holders.is_empty() {

@@ -1,4 +1,4 @@
-//! The policies of AWS that separate the duties for the KEKs of a data domain.
+//! Generates AWS policies that separate the duties for the KEKs of a data domain.
 //!
 //! ```
 //! use waxseal::domain::DomainConfig;
@@ -23,8 +23,8 @@
 //! # Ok::<(), waxseal::Error>(())
 //! ```
 //!
-//! The documents are text for people and tools: the same input gives the same text. See
-//! docs/duties.md for what each of them says, and the order in which they are put in force.
+//! The documents are text for people and tools: the same input gives the same text. docs/duties.md
+//! explains each of them, and the order in which to apply them.
 #![forbid(unsafe_code)]
 
 mod actions;
@@ -62,7 +62,7 @@ pub struct AwsPolicies {
 pub struct AwsPoliciesBuilder(AwsPolicies);
 
 impl AwsPolicies {
-    /// Starts with who has which role, by ARNs of IAM roles and users.
+    /// Starts with the holders of each role, by ARNs of IAM roles and users.
     pub fn builder(duties: &Duties) -> AwsPoliciesBuilder {
         AwsPoliciesBuilder(Self {
             duties: duties.clone(),
@@ -82,27 +82,27 @@ impl AwsPolicies {
     }
 
     /// Returns the key policy of one of the domain's [keys](Self::keys). Set it as a key owner: KMS
-    /// refuses a policy under which its caller could not change it again.
+    /// refuses a policy that would keep its caller from changing it again.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) for another key.
     pub fn key_policy(&self, key: &str) -> Result<String, Error> {
         let key = self.keys.iter().find(|candidate| candidate.arn == key);
-        let key = key.ok_or_else(|| invalid("this is no key of the domain"))?;
+        let key = key.ok_or_else(|| invalid("this is not a key of the domain"))?;
         Ok(key_policy::document(self, key))
     }
 
     /// Returns the identity policy for the holders of a role.
     ///
-    /// In the account of the key the key policy alone allows. This policy is needed by holders in
-    /// other accounts. It denies them the other duties too, whatever else is attached to them.
+    /// In the key's own account the key policy alone grants access. Holders in other accounts need
+    /// this policy. It also denies them the other duties, whatever else is attached to them.
     #[must_use]
     pub fn identity_policy(&self, role: Role) -> String {
         identity::document(self, role)
     }
 
-    /// Returns the service control policy. It guards deletion, the waiting period, and the tag that
-    /// enables break-glass, against everybody in the accounts to which it is attached.
+    /// Returns the service control policy. In the accounts to which it is attached, it protects
+    /// deletion, the waiting period, and the tag that enables break-glass against everybody.
     #[must_use]
     pub fn service_control_policy(&self) -> String {
         guard::document(self)
@@ -115,7 +115,7 @@ impl AwsPolicies {
     }
 
     /// Returns the event pattern of Amazon EventBridge for that alarm, if somebody has the role. It
-    /// matches every call of a break-glass role to KMS, also one that is denied, and every tag on
+    /// matches every call of a break-glass role to KMS, including denied ones, and every tag on
     /// such a role.
     #[must_use]
     pub fn break_glass_event_pattern(&self) -> Option<String> {
@@ -126,7 +126,7 @@ impl AwsPolicies {
         self.duties.holders(role)
     }
 
-    /// Those of a key's own account: others cannot administer it.
+    /// Returns the holders in a key's own account. Others cannot administer it.
     fn holders_in(&self, role: Role, key: &DomainKey) -> Vec<&str> {
         let arns = self.holders(role).iter().map(String::as_str);
         let account = |arn: &&str| {
@@ -141,7 +141,7 @@ impl AwsPolicies {
     }
 }
 
-/// What the domain's contexts have.
+/// Adds the pairs that the domain's contexts have.
 fn with_pairs(mut statement: Statement, pairs: &Pairs) -> Statement {
     let key = |name: &String| format!("kms:EncryptionContext:{name}");
     for (name, value) in &pairs.equal {
@@ -154,8 +154,8 @@ fn with_pairs(mut statement: Statement, pairs: &Pairs) -> Statement {
 }
 
 impl AwsPoliciesBuilder {
-    /// Sets the VPC endpoints (`vpce-…`) through which the keys can be used, and no other way. By
-    /// default any way. It does not concern administration.
+    /// Restricts use of the keys to these VPC endpoints (`vpce-…`). By default use is not
+    /// restricted. This does not affect administration.
     pub fn vpc_endpoints<E: Into<String>>(
         mut self,
         endpoints: impl IntoIterator<Item = E>,
@@ -170,46 +170,46 @@ impl AwsPoliciesBuilder {
         self
     }
 
-    /// Sets the tag of a break-glass role whose value, the domain's name, enables it. By default
-    /// `waxseal-break-glass`.
+    /// Sets the tag of a break-glass role. With the domain's name as its value, the tag enables the
+    /// role. By default `waxseal-break-glass`.
     pub fn break_glass_tag(mut self, name: impl Into<String>) -> Self {
         self.0.break_glass_tag = name.into();
         self
     }
 
-    /// Sets whether each request of break-glass has to show a second factor that is at most an hour
+    /// Sets whether each request of break-glass must show a second factor that is at most an hour
     /// old. By default not: credentials of `AssumeRole` show none ("Secure API access with MFA" in
-    /// the IAM User Guide), nor do those of federated users. Demand it in the trust policy of the
+    /// the IAM User Guide), nor do those of federated users. Require it in the trust policy of the
     /// role, or at the identity provider.
     pub fn break_glass_mfa(mut self, needed: bool) -> Self {
         self.0.break_glass_mfa = needed;
         self
     }
 
-    /// Sets whether key material is imported. By default it is not. Then nobody may import it, or
-    /// delete it.
+    /// Sets whether key material is imported. By default it is not, and nobody may import or delete
+    /// it.
     pub fn imported_material(mut self, imported: bool) -> Self {
         self.0.imported_material = imported;
         self
     }
 
-    /// Sets whether the root user of the account may set the key policy, for when the last key
-    /// owner is gone. By default it may. Otherwise only AWS Support can help then.
+    /// Sets whether the root user of the account may set the key policy, in case the last key owner
+    /// is gone. By default it may. Otherwise only AWS Support could help.
     pub fn root_recovery(mut self, may: bool) -> Self {
         self.0.root_recovery = may;
         self
     }
 
-    /// Checks everything that will stand in a document, and that each document is short enough for
+    /// Checks everything that will appear in a document, and that each document is short enough for
     /// AWS.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption), for
-    /// - a holder that is not the ARN of an IAM role or user, or is one by another spelling;
+    /// - a holder that is not the ARN of an IAM role or user, or is a second spelling of one;
     /// - a key of the domain that is not named by its ARN, is of another partition than a holder,
     ///   or has no key owner in its account;
     /// - a KEK whose health check uses it: its context cannot have `waxseal:domain`;
-    /// - a name in the domain's contexts that cannot stand in a condition;
+    /// - a name in the domain's contexts that cannot be used in a condition;
     /// - an option that is out of range, and a document that is too long.
     pub fn build(self) -> Result<AwsPolicies, Error> {
         let mut policies = self.0;
@@ -302,7 +302,7 @@ impl AwsPolicies {
     }
 }
 
-/// What means nothing else in JSON, in an ARN pattern or as a policy variable.
+/// Whether the text has no special meaning in JSON, in an ARN pattern or as a policy variable.
 fn is_plain(text: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@+=".contains(&byte);
     !text.is_empty() && text.bytes().all(is_plain)

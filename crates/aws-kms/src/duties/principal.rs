@@ -1,10 +1,10 @@
-//! Who stands in a policy: roles and users by their ARNs.
+//! The principals of a policy: roles and users by their ARNs.
 #![forbid(unsafe_code)]
 
 use waxseal::domain::duties::{Duties, Role};
 use waxseal::{Error, ErrorKind};
 
-/// The ARN of a role or a user, `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`, in its parts.
+/// The parts of the ARN of a role or a user, `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct PrincipalArn<'a> {
     pub(super) arn: &'a str,
@@ -17,7 +17,8 @@ pub(super) struct PrincipalArn<'a> {
 }
 
 impl<'a> PrincipalArn<'a> {
-    /// `None` for anything else: the session of a role, an account, a service, a wildcard.
+    /// Reads an ARN. Returns `None` for anything else: the session of a role, an account, a
+    /// service, a wildcard.
     pub(super) fn read(arn: &'a str) -> Option<Self> {
         let mut parts = arn.splitn(6, ':');
         let mut next = || parts.next();
@@ -27,7 +28,7 @@ impl<'a> PrincipalArn<'a> {
         let (_, name) = resource.rsplit_once('/')?;
         let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         // IAM User Guide, "IAM and AWS STS quotas": `+=,.@_-` in names, and `/` between the parts
-        // of a path. Of the other characters that a path may have none is worth its risk in a
+        // of a path. None of the other characters that a path may have is worth the risk in a
         // policy.
         let is_named = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,.@_-/".contains(&byte);
         let well_formed = head == "arn"
@@ -46,7 +47,7 @@ impl<'a> PrincipalArn<'a> {
     }
 }
 
-/// Checks what the library cannot: that names are ARNs, and that no two of them mean one principal.
+/// Checks what the library cannot: that names are ARNs, and that no two of them name one principal.
 pub(super) fn check(duties: &Duties) -> Result<(), Error> {
     let mut seen: Vec<(PrincipalArn<'_>, Role)> = Vec::new();
     for role in Role::ALL {
@@ -55,7 +56,7 @@ pub(super) fn check(duties: &Duties) -> Result<(), Error> {
                 invalid(format!("{role}: {name:?} is not the ARN of an IAM role or user"))
             })?;
             if role == Role::BreakGlass && arn.kind != "role" {
-                return Err(invalid(format!("{role}: {name:?} is no IAM role")));
+                return Err(invalid(format!("{role}: {name:?} is not an IAM role")));
             }
             // Nobody can tag them, and sessions of Identity Center take tags from the directory.
             let of_aws = [":role/aws-reserved/", ":role/aws-service-role/"];

@@ -10,7 +10,7 @@ pub(super) struct Statement {
     effect: &'static str,
     principals: Option<Vec<String>>,
     actions: Vec<&'static str>,
-    /// The element, and what it names.
+    /// The element's name and values.
     resource: (&'static str, Vec<String>),
     /// Operator, key, values.
     conditions: Vec<(&'static str, String, Vec<String>)>,
@@ -53,13 +53,13 @@ impl Statement {
         self
     }
 
-    /// Adds to the name, which is there once in a document.
+    /// Appends to the statement's name, so that it is unique in a document.
     pub(super) fn named_with(mut self, suffix: &str) -> Self {
         self.sid.push_str(suffix);
         self
     }
 
-    /// Adds a condition. All of them have to hold.
+    /// Adds a condition. All conditions must hold.
     pub(super) fn when<V: Into<String>>(
         mut self,
         operator: &'static str,
@@ -71,7 +71,8 @@ impl Statement {
         self
     }
 
-    /// Makes it one about everybody but these. Without any it is about everybody.
+    /// Applies the statement to everybody except these principals. Without any, it applies to
+    /// everybody.
     pub(super) fn unless_by<P: Into<String>>(self, arns: impl IntoIterator<Item = P>) -> Self {
         let arns: Vec<String> = arns.into_iter().map(Into::into).collect();
         if arns.is_empty() {
@@ -97,7 +98,7 @@ impl Statement {
     }
 }
 
-/// Conditions with one operator stand in one object.
+/// Writes conditions with one operator as one object.
 fn conditions(all: Vec<(&'static str, String, Vec<String>)>) -> Json {
     let mut by_operator: Vec<(&'static str, Vec<(String, Json)>)> = Vec::new();
     for (operator, key, values) in all {

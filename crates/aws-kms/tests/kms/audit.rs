@@ -19,7 +19,7 @@ fn records(path: &Path) -> Vec<Record> {
     records
 }
 
-/// What CloudTrail calls the requests behind a record.
+/// The ids that CloudTrail has for the requests of a record.
 fn expected_names(record: &Record) -> &'static [&'static str] {
     match (&*record.activity, record.operation.as_deref()) {
         ("dek_wrapped", _) => &["Encrypt", "GenerateDataKey", "ReEncrypt"],
@@ -126,7 +126,7 @@ async fn the_request_id_of_a_record_is_that_of_cloudtrail_and_what_has_none_is_s
     let failed = |record: &&Record| record.error_type.as_deref() == Some("denied");
     let failed = records.iter().filter(failed).find_map(|record| record.request_id.as_deref());
     assert_eq!(entries[failed.unwrap()]["errorCode"], "Disabled");
-    // Whatever used the key and is in no trail did not go through the library.
+    // A use of the key that is in no trail did not go through the library.
     let uses_the_key =
         |entry: &&Value| !entry["eventName"].as_str().unwrap().starts_with("Describe");
     let foreign: Vec<_> = log

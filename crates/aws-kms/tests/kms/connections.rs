@@ -34,7 +34,7 @@ fn arn() -> String {
 
 // --- connections that are dead
 
-/// Messages of as many tenants, each under a DEK of its own.
+/// Messages of as many tenants, each under its own DEK.
 async fn messages(
     front: &KmsFront,
     login: &Login,
@@ -62,8 +62,8 @@ fn two_tries() -> CallPolicy {
         .breaker_failures(1000)
 }
 
-/// After a pool of so many connections died, so many callers at once are served within two tries
-/// each.
+/// After a pool of this many connections died, this many callers at once are served within two
+/// tries each.
 async fn dead_pool(pool: usize, callers: usize, with_own_http_client: bool) {
     let front = KmsFront::start();
     let (login, arn) = (front.admin(), front.create_key(REGION));

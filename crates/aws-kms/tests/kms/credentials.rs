@@ -26,7 +26,7 @@ use waxseal_aws_kms::AwsKmsKek;
 use KekErrorClass::{Misconfigured, Throttled, Unavailable};
 
 const REGION: &str = "eu-west-1";
-/// A port at which nobody listens.
+/// A port at which no process listens.
 const NOBODY: &str = "http://127.0.0.1:1";
 
 struct Ground {

@@ -1,5 +1,5 @@
-//! AWS KMS failing in every way that is known: the class, the tries, the recovery, and that nobody
-//! else is touched.
+//! Every known way in which AWS KMS fails: the class, the tries, the recovery, and that no other
+//! caller is affected.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! The policies in docs/aws-kms.md, as they stand there: what each allows, and what it does not.
+//! The policies as docs/aws-kms.md shows them: what each allows, and what it does not.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

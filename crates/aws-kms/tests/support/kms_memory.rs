@@ -1,5 +1,5 @@
-//! What is left in memory of DEKs that went to AWS KMS and came back. The KMS front is a process of
-//! its own.
+//! What is left in memory of DEKs that went to AWS KMS and came back. The KMS front is a separate
+//! process.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

@@ -181,8 +181,8 @@ async fn a_former_key_in_a_store_is_called_as_one_of_that_store_and_the_key_itse
     assert!(error.to_string().contains("external_former_keys"), "{error}");
 }
 
-/// A store of AWS CloudHSM clusters is a custom key store too, but no proxy and no quota of 1,800
-/// stand behind it.
+/// A store of AWS CloudHSM clusters is a custom key store too, but it has no proxy and no quota of
+/// 1,800.
 #[tokio::test]
 async fn a_key_in_a_cloudhsm_cluster_is_no_external_key() {
     const DESCRIPTION: &str = r#"{"KeyMetadata":{"KeyId":"1","Arn":"arn:aws:kms:eu-west-1:111122223333:key/1","Enabled":true,

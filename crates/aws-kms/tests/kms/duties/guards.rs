@@ -32,8 +32,8 @@ async fn nobody_locks_himself_out_and_the_root_user_recovers() {
     let bypass = bypass.bypass_policy_lockout_safety_check(true).send().await;
     assert_eq!(code(bypass), DENIED);
 
-    // The owner's role is deleted. Whoever else may attach policies has no way in; the root user
-    // has.
+    // The owner's role is deleted. Nobody else who may attach policies can get in, except the root
+    // user.
     ground.front.world().principals.remove(&ground.login("key-owner").access_key);
     let refused = ground.set_policy("admin", &policy).await.unwrap_err();
     assert!(refused.contains(DENIED), "{refused}");
@@ -141,7 +141,7 @@ async fn keys_are_used_through_the_vpc_endpoint_and_directly() {
             assert_eq!(ground.decides(name, action, &CONTEXT), may, "{name} {endpoint:?} {via:?}");
         }
     }
-    // From anywhere, so that nobody can lock himself out by a network.
+    // From anywhere, so that a wrong network setting locks nobody out.
     assert!(ground.decides("key-owner", "PutKeyPolicy", &[]));
     assert!(ground.decides("key-administrator", "DisableKey", &[]));
 }

@@ -1,4 +1,4 @@
-//! What is refused before it stands in a document, and what a document is written for.
+//! Which names and domains are refused before they reach a document, and which get a document.
 
 use kms_front::ACCOUNT;
 use kms_front::policy;
@@ -40,7 +40,7 @@ fn what_the_generator_cannot_make_safe_is_refused_with_its_reason() {
         refused(&config(), &holders().readers([name]), "not the ARN of an IAM role or user");
     }
     let user = format!("arn:aws:iam::{ACCOUNT}:user/ada");
-    refused(&config(), &holders().break_glass([user]), "is no IAM role");
+    refused(&config(), &holders().break_glass([user]), "is not an IAM role");
     let of_sso = arn("aws-reserved/sso.amazonaws.com/eu-west-1/AWSReservedSSO_Night_01234567");
     refused(&config(), &holders().break_glass([of_sso]), "AWS alone may tag");
     let elsewhere = arn("glass").replace(ACCOUNT, "444455556666");
@@ -111,7 +111,7 @@ fn the_alarm_of_break_glass_has_a_name_and_matches_its_roles() {
 }
 
 proptest! {
-    /// Whatever somebody writes into a name: it is refused, or stands in the documents as it is.
+    /// Any text in a name is refused, or is in the documents unchanged.
     #[test]
     fn a_name_never_changes_what_a_document_says(
         names in proptest::collection::vec("[a-zA-Z0-9_.,=+@-]{1,12}", 7),

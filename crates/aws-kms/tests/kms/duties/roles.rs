@@ -211,7 +211,7 @@ async fn branch_keys_are_wrapped_and_no_other_key() {
         assert_eq!(written.unwrap_err().kind(), ErrorKind::Denied);
     }
 
-    // Shared ones: who writes or rewraps them reads too.
+    // Shared branch keys: a writer or rewrapper of them reads too.
     let shared = config(&[&ground.key]).branches(branches()).store("memory:keys");
     let all = holders().writers([arn("service")]).rewrappers([arn("service")]);
     let policies = builder(&shared, &all).build().unwrap();

@@ -7,7 +7,7 @@ use waxseal_testing::kms_front;
 
 use super::ground::*;
 
-/// What stands in a request beside its principal and its action.
+/// What a request has apart from its principal and its action.
 struct Situation {
     traits: Traits,
     pairs: &'static [(&'static str, &'static str)],

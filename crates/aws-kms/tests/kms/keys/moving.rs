@@ -19,7 +19,7 @@ async fn a_rotation_is_walked_through_automatic_and_on_demand() {
             admin.enable_key_rotation().key_id(&arn).send().await.unwrap();
             ground.front.world().rotate(&arn, false);
         }
-        // KMS opens what the earlier material wrapped, and nobody notices anything.
+        // KMS unwraps what the earlier material wrapped, and callers notice nothing.
         let reader = Envelope::builder().unwrap_with(ground.kek(&arn).await).build().unwrap();
         assert_eq!(
             &*reader.decrypt(&context, Aad::from(b"row 1"), &sealed).await.unwrap(),
