@@ -3,7 +3,7 @@
 //! `cargo run -p waxseal-azure-key-vault --example azure_key_vault -- URI` takes a key of yours
 //! (`azure-key-vault://NAME.managedhsm.azure.net/KEY`), with the login that the environment says:
 //! it makes two `encrypt`, four `decrypt` (one of which is refused) and a `get`. Without URI it
-//! starts the stand-in of the tests in this process, which is thrown away at the end.
+//! starts the stand-in of the tests in this process, which is discarded at the end.
 
 use std::error::Error;
 

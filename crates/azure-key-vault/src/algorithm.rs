@@ -1,7 +1,7 @@
 //! How a key wraps.
 #![forbid(unsafe_code)]
 
-/// Says how a key wraps.
+/// Selects how a key wraps.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -11,14 +11,14 @@
 #[non_exhaustive]
 pub enum Algorithm {
     /// `encrypt` and `decrypt` with AES-256-GCM, by a key of type `oct-HSM`. The digest of the
-    /// encryption context is the additional authenticated data: the HSM itself refuses another
+    /// encryption context is the additional authenticated data, so the HSM itself refuses another
     /// context. The default in a Managed HSM.
     #[cfg_attr(feature = "serde", serde(rename = "a256gcm"))]
     A256Gcm,
-    /// `wrapKey` and `unwrapKey` with RSA-OAEP-256. **Wrapping is unauthenticated**: whoever has
-    /// the public key can make messages that a reader accepts, and no permission stops that. What
-    /// is lost is on the page [`azure`](crate::guide::azure). An envelope takes such a KEK only
-    /// with
+    /// `wrapKey` and `unwrapKey` with RSA-OAEP-256. **Wrapping is unauthenticated**: anyone with
+    /// the public key can make messages that a reader accepts, and no permission prevents that. The
+    /// page [`azure`](crate::guide::azure) explains what is lost. An envelope accepts such a KEK
+    /// only with
     /// [`allow_unauthenticated_wrapping`](waxseal::EnvelopeBuilder::allow_unauthenticated_wrapping).
     #[cfg_attr(feature = "serde", serde(rename = "rsa-oaep-256"))]
     RsaOaep256,

@@ -1,4 +1,4 @@
-//! A login by certificate: the assertion that the private key signs ("Microsoft identity platform
+//! Login by certificate: the assertion signed with the private key ("Microsoft identity platform
 //! application authentication certificate credentials").
 //!
 //! The SDK's own certificate credential needs OpenSSL.
@@ -18,7 +18,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 
-/// How long an assertion may be used, in seconds.
+/// How long an assertion is valid, in seconds.
 const LIFE: u64 = 600;
 
 pub(crate) struct CertificateAssertion {
@@ -29,7 +29,7 @@ pub(crate) struct CertificateAssertion {
 }
 
 impl CertificateAssertion {
-    /// From a file with the certificate and its key.
+    /// Reads a file with the certificate and its key.
     pub(crate) fn read(
         pem: &[u8],
         client_id: &str,

@@ -11,9 +11,9 @@ use waxseal::{CallBudget, Error};
 use crate::place::{Place, Resource};
 
 /// A quarter of what a vault allows for RSA-2048 keys in its HSMs: 2,000 in 10 seconds ("Azure Key
-/// Vault service limits"). Larger keys weigh more.
+/// Vault service limits"). Larger keys cost more.
 const VAULT: (u32, u32) = (50, 32);
-/// A quarter of what one HSM is documented to do with AES: 8,000 per second.
+/// A quarter of the documented rate of one HSM with AES: 8,000 per second.
 const MANAGED_HSM: (u32, u32) = (2000, 64);
 /// Documented latencies are tens of milliseconds; a login may be part of the first call.
 const TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,4 +1,4 @@
-//! Builds an [`AzureKeyVaultKek`]: its options, and what is checked before the service is asked.
+//! Builds an [`AzureKeyVaultKek`]: its options, and the checks before the service is called.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -28,8 +28,8 @@ const MOST_FORMER_KEYS: usize = 256;
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(300);
 const LONGEST_KEY_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Configures an [`AzureKeyVaultKek`]. Only vault and key are required, and for a vault the
-/// algorithm.
+/// Configures an [`AzureKeyVaultKek`]. Only vault and key are required, and the algorithm for a
+/// vault.
 #[must_use = "nothing happens until `build`"]
 pub struct AzureKeyVaultKekBuilder {
     vault: String,
@@ -85,63 +85,64 @@ impl AzureKeyVaultKekBuilder {
     /// They still unwrap, and [`rewrap`](waxseal::Envelope::rewrap) moves their DEKs to this key.
     /// By default none, at most 256.
     ///
-    /// A former key in a vault wrapped with [`Algorithm::RsaOaep256`], and one in a Managed HSM
-    /// with [`Algorithm::A256Gcm`], or as this key does if that is in a Managed HSM too. **As long
-    /// as a former key wrapped with RSA, this KEK's wrapping is unauthenticated**: the envelope
-    /// wants it [allowed](waxseal::EnvelopeBuilder::allow_unauthenticated_wrapping). Take the key
-    /// out once everything is rewrapped.
+    /// A former key in a vault wrapped with [`Algorithm::RsaOaep256`]. One in a Managed HSM wrapped
+    /// with this key's algorithm if this key is in a Managed HSM too, and otherwise with
+    /// [`Algorithm::A256Gcm`]. **As long as a former key wrapped with RSA, this KEK's wrapping is
+    /// unauthenticated**, and the envelope requires it to be
+    /// [allowed](waxseal::EnvelopeBuilder::allow_unauthenticated_wrapping). Remove the key once
+    /// everything is rewrapped.
     pub fn former_keys<S: Into<String>>(mut self, ids: impl IntoIterator<Item = S>) -> Self {
         self.former_keys = ids.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sets who the provider is to Entra ID. By default what the environment says
+    /// Sets the identity of the provider in Entra ID. By default the environment decides
     /// ([`Credential::Environment`]).
     pub fn credential(mut self, credential: Credential) -> Self {
         self.credential = credential;
         self
     }
 
-    /// Uses a credential of your own, a `TokenCredential` of the crate `azure_core`, version 1. Of
-    /// this and [`credential`](Self::credential), this one counts. Turn its retries off:
-    /// [`CallPolicy`](waxseal::CallPolicy) decides about those.
+    /// Uses your own credential, a `TokenCredential` of the crate `azure_core`, version 1. It takes
+    /// precedence over [`credential`](Self::credential). Disable its retries, since
+    /// [`CallPolicy`](waxseal::CallPolicy) decides about retries.
     pub fn token_credential(mut self, credential: Arc<dyn TokenCredential>) -> Self {
         self.given = Some(credential);
         self
     }
 
-    /// Sets where tokens come from, such as `https://login.microsoftonline.us`. By default that of
-    /// the vault's cloud; in the public cloud the environment (`AZURE_AUTHORITY_HOST`) may say
-    /// otherwise. It must be `https`.
+    /// Sets the source of tokens, such as `https://login.microsoftonline.us`. By default that of
+    /// the vault's cloud. In the public cloud the environment variable `AZURE_AUTHORITY_HOST` can
+    /// override it. It must be `https`.
     pub fn authority_host(mut self, url: impl Into<String>) -> Self {
         self.authority_host = Some(url.into());
         self
     }
 
-    /// Sets the address where the vault's host is, whatever DNS says: a private endpoint without
+    /// Sets the address of the vault's host, regardless of DNS: for a private endpoint without
     /// private DNS, or a stand-in in tests. The port is that of the vault's URL. The certificate
-    /// still has to be the host's.
+    /// must still be the host's.
     pub fn address(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
     }
 
-    /// Sets the [address](Self::address) of another host: of a former key's vault, or of the
+    /// Sets the [address](Self::address) of another host, such as a former key's vault or the
     /// authority.
     pub fn address_of(mut self, host: impl Into<String>, address: SocketAddr) -> Self {
         self.addresses.push((host.into().to_ascii_lowercase(), address));
         self
     }
 
-    /// Sets a file of certificate authorities, PEM, that are trusted in place of the system's.
+    /// Sets a PEM file of certificate authorities that are trusted instead of the system's.
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca_file = Some(path.into());
         self
     }
 
-    /// Sets how long the newest version that an answer named is taken for the newest.
-    /// [`is_current`](waxseal::kek::KekProvider::is_current) goes by it. It is also the pause after
-    /// the service refused to show the key. 1 s to 24 h, by default 5 minutes.
+    /// Sets how long the newest version named by an answer is considered the newest.
+    /// [`is_current`](waxseal::kek::KekProvider::is_current) depends on it. It is also the pause
+    /// after the service refused to show the key. 1 s to 24 h, by default 5 minutes.
     pub fn key_max_age(mut self, age: Duration) -> Self {
         self.key_max_age = Some(age);
         self
@@ -156,19 +157,19 @@ impl AzureKeyVaultKekBuilder {
 
     /// Sets the call budget that all keys of the vault share. Give the same budget to every
     /// provider of that vault. By default each vault has one in this process: 50 calls per second
-    /// and 32 in flight, for a Managed HSM 2,000 and 64. That is a quarter of what the service
-    /// allows for all hosts together with RSA-2048 keys in HSMs. **An RSA-4096 key in an HSM allows
-    /// an eighth of that.**
+    /// and 32 in flight, and for a Managed HSM 2,000 and 64. That is a quarter of what the service
+    /// allows for all hosts together with RSA-2048 keys in HSMs. **For an RSA-4096 key in an HSM,
+    /// the service allows an eighth of that.**
     pub fn call_budget(mut self, budget: CallBudget) -> Self {
         self.call_budget = Some(budget);
         self
     }
 
-    /// Checks the options and builds the provider. The service is not asked, so a service starts
-    /// without Key Vault.
+    /// Checks the options and builds the provider. It makes no call, so a service starts without
+    /// Key Vault.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one
+    /// [`ErrorKind::InvalidOption`], naming the option, also outside a tokio runtime and in one
     /// without timers or IO.
     pub fn build(self) -> Result<AzureKeyVaultKek, Error> {
         let spawner = Spawner::current().map_err(|why| invalid(format!("build: {why}")))?;
@@ -251,7 +252,7 @@ fn kek_id(place: &Place, name: &str) -> Result<KekId, Error> {
     KekId::new(format!("https://{}/keys/{name}", place.host))
 }
 
-/// Where the former keys are, and how they wrapped.
+/// Locates the former keys, and how they wrapped.
 fn former_keys<'n>(
     ids: &'n [String],
     own: &Place,

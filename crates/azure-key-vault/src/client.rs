@@ -1,4 +1,5 @@
-//! The calls of Key Vault, by the SDK's client: what goes in, and what of the answer is believed.
+//! The calls of Key Vault, by the SDK's client: their input, and which parts of an answer are
+//! trusted.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -21,9 +22,9 @@ use crate::keeper::Keeper;
 use crate::place::{Place, Resource};
 use crate::transport::Transport;
 
-/// The key of a vault, and who asks.
+/// The key of a vault, and the client for it.
 pub(crate) struct Service {
-    /// It keeps a token of its own.
+    /// It caches a token itself.
     client: ArcSwap<KeyClient>,
     transport: Arc<Transport>,
     keeper: Keeper,
@@ -32,7 +33,7 @@ pub(crate) struct Service {
     scope: String,
 }
 
-/// What `encrypt` gave.
+/// The result of `encrypt`.
 pub(crate) struct Encrypted {
     pub(crate) version: Version,
     pub(crate) iv: [u8; IV],
@@ -52,7 +53,7 @@ pub(crate) struct Description {
     pub(crate) expires: Option<SystemTime>,
 }
 
-/// What of an answer is read. Texts are borrowed: none of them needs an escape.
+/// The parts of an answer that are read. Texts are borrowed, since none of them needs an escape.
 #[derive(Deserialize)]
 struct Answer<'a> {
     kid: &'a str,
@@ -103,14 +104,14 @@ impl Service {
         })
     }
 
-    /// Gives up the token that the SDK's client keeps.
+    /// Drops the token that the SDK's client caches.
     pub(crate) fn close(&self) {
         if let Ok(next) = client(&self.place, &self.keeper, &self.transport) {
             self.client.store(Arc::new(next));
         }
     }
 
-    /// Makes the call, and once more with another token if the first one was refused.
+    /// Makes the call, and repeats it with another token if the first one was refused.
     async fn call(
         &self,
         operation: Operation,
@@ -148,11 +149,11 @@ impl Service {
         answer.map_err(|error| failure(operation, &error))
     }
 
-    /// The key and the version that an answer names, which must be this key.
+    /// Returns the version that an answer names. The answer must name this key.
     fn version(&self, operation: Operation, kid: &str) -> Result<Version, Failure> {
         let Place { host, resource, .. } = &self.place;
-        // Names in a vault differ in more than case ("Object identifiers"). Of a Managed HSM no
-        // page says it.
+        // Names in a vault differ in more than case ("Object identifiers"). For a Managed HSM no
+        // page says so.
         let is_this = |name: &str| match resource {
             Resource::Vault => name.eq_ignore_ascii_case(&self.key),
             Resource::ManagedHsm => name == self.key,
@@ -209,7 +210,7 @@ impl Service {
         self.opened(Operation::UnwrapKey, version, content).await
     }
 
-    /// The plaintext of an answer that names the version that was asked for.
+    /// Returns the plaintext of an answer that names the requested version.
     async fn opened(
         &self,
         operation: Operation,
@@ -224,7 +225,7 @@ impl Service {
         value(operation, answer.value)
     }
 
-    /// The newest version of the key.
+    /// Returns the newest version of the key.
     pub(crate) async fn get(&self) -> Result<Description, Failure> {
         let operation = Operation::Get;
         let answer = self.call(operation, "", Bytes::new()).await?;
@@ -289,8 +290,8 @@ fn part<const N: usize>(text: Option<&str>) -> Option<[u8; N]> {
     BASE64URL_NOPAD.decode(text?.trim_end_matches('=').as_bytes()).ok()?.try_into().ok()
 }
 
-/// A request's body, in a buffer that is wiped when the connection is done with it. All of it is
-/// base64: nothing needs an escape.
+/// A request's body, in a buffer that is wiped when the connection is done with it. Everything in
+/// it is base64, so nothing needs an escape.
 fn body(algorithm: &str, value: &[u8], parts: &[(&str, &[u8])]) -> Bytes {
     let encoded = |bytes: &[u8]| BASE64URL_NOPAD.encode_len(bytes.len());
     let len = 64 + encoded(value) + parts.iter().map(|(_, part)| 16 + encoded(part)).sum::<usize>();
@@ -309,8 +310,8 @@ fn body(algorithm: &str, value: &[u8], parts: &[(&str, &[u8])]) -> Bytes {
     Bytes::from_owner(Zeroizing::new(std::mem::take(&mut *text).into_bytes()))
 }
 
-/// Why a key does not do what is asked of it; `None` if it does. An expired version unwraps, and so
-/// does one that is not valid yet ("Date-time controlled operations").
+/// Returns why a key does not do what is requested; `None` if it does. An expired version unwraps,
+/// and so does one that is not valid yet ("Date-time controlled operations").
 pub(crate) fn obstacle(found: &Description, operation: &str) -> Option<String> {
     if !found.enabled {
         return Some("is disabled".to_owned());

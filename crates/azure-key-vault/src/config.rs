@@ -33,12 +33,12 @@ const PARAMETERS: [&str; 13] = [
     "health-check",
 ];
 
-/// The configuration of an [`AzureKeyVaultKek`] as data. It names the key and where a credential
-/// is, never the credential.
+/// The configuration of an [`AzureKeyVaultKek`] as data. It names the key and where to find a
+/// credential, never the credential.
 ///
 /// It can be read from a file (feature `serde`; the fields are named like the methods) and from a
 /// URI, `azure-key-vault://VAULT/KEY?name=value&…` (the parameters are named like the methods, with
-/// `-` in place of `_`):
+/// `-` instead of `_`):
 ///
 /// ```
 /// use waxseal_azure_key_vault::{AzureKeyVaultKek, Config, Credential};
@@ -59,7 +59,7 @@ const PARAMETERS: [&str; 13] = [
 /// `client-certificate`, with the parameters `tenant-id`, `client-id`, `token-file`, `secret-file`
 /// and `certificate-file`.
 ///
-/// What is out of range or contradicts something else is refused when the provider is
+/// Values that are out of range or contradict each other are refused when the provider is
 /// [built](AzureKeyVaultKekBuilder::build).
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -190,8 +190,8 @@ impl AzureKeyVaultKek {
         Self::from_config(&uri.parse()?).build()
     }
 
-    /// Starts the configuration with what `config` says. Methods of the builder replace parts of
-    /// it.
+    /// Starts the configuration with the options of `config`. Methods of the builder override parts
+    /// of it.
     pub fn from_config(config: &Config) -> AzureKeyVaultKekBuilder {
         let Config {
             vault,
@@ -315,7 +315,7 @@ fn credential(uri: &Uri<'_>) -> Result<Option<Credential>, Error> {
     }))
 }
 
-/// The URI that is read back to the same.
+/// Writes a URI that reads back the same.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut uri =

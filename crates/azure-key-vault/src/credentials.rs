@@ -1,4 +1,4 @@
-//! Where the token of Entra ID comes from.
+//! The source of Entra ID tokens.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -21,8 +21,8 @@ use crate::errors::NoCredential;
 use crate::place::Cloud;
 use crate::transport::Transport;
 
-/// Says who the provider is to Entra ID. It holds no secret, only where to find one. Files are read
-/// anew with each login, so they can be replaced.
+/// Selects the identity of the provider in Entra ID. It holds no secret, only where to find one.
+/// Files are read again for each login, so they can be replaced.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -31,11 +31,10 @@ use crate::transport::Transport;
 )]
 #[non_exhaustive]
 pub enum Credential {
-    /// From the environment, as the Azure SDKs name its variables: with
-    /// `AZURE_FEDERATED_TOKEN_FILE` a workload identity, with `AZURE_CLIENT_CERTIFICATE_PATH` a
-    /// certificate, with `AZURE_CLIENT_SECRET` a secret (each with `AZURE_TENANT_ID` and
-    /// `AZURE_CLIENT_ID`), and else the managed identity, with `AZURE_CLIENT_ID` a user-assigned
-    /// one.
+    /// From the environment, with the variables of the Azure SDKs. `AZURE_FEDERATED_TOKEN_FILE`
+    /// selects a workload identity, `AZURE_CLIENT_CERTIFICATE_PATH` a certificate, and
+    /// `AZURE_CLIENT_SECRET` a secret (each with `AZURE_TENANT_ID` and `AZURE_CLIENT_ID`).
+    /// Otherwise the managed identity is used, a user-assigned one if `AZURE_CLIENT_ID` is set.
     #[default]
     Environment,
     /// The managed identity of a virtual machine or an App Service.
@@ -44,8 +43,8 @@ pub enum Credential {
         #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
         client_id: Option<String>,
     },
-    /// The workload identity of a pod on Kubernetes. What is not set comes from the environment
-    /// that the webhook of AKS makes.
+    /// The workload identity of a pod on Kubernetes. Unset fields come from the environment that
+    /// the webhook of AKS creates.
     WorkloadIdentity {
         /// The tenant.
         #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
@@ -53,7 +52,7 @@ pub enum Credential {
         /// The client id.
         #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
         client_id: Option<String>,
-        /// The file with the token of the service account.
+        /// The file with the service account's token.
         #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
         token_file: Option<PathBuf>,
     },
@@ -63,7 +62,7 @@ pub enum Credential {
         tenant_id: String,
         /// The client id.
         client_id: String,
-        /// The file with the secret. A line break at its end does not count.
+        /// The file with the secret. A trailing line break is ignored.
         secret_file: PathBuf,
     },
     /// An application with a certificate of an RSA key.
@@ -72,16 +71,16 @@ pub enum Credential {
         tenant_id: String,
         /// The client id.
         client_id: String,
-        /// The file with the certificate and its private key, PEM, not encrypted.
+        /// The PEM file with the certificate and its unencrypted private key.
         certificate_file: PathBuf,
     },
 }
 
-/// Makes the SDK's credential, anew for each load: then nothing but the keeper caches a token, and
-/// files are read again.
+/// Makes the SDK's credential, again for each load. So only the keeper caches a token, and files
+/// are read again.
 #[derive(Clone)]
 pub(crate) enum Source {
-    /// The user's own.
+    /// The user's own credential.
     Given(Arc<dyn TokenCredential>),
     Named {
         credential: Credential,
@@ -102,7 +101,7 @@ impl Source {
                 let made = tokio::task::spawn_blocking(move || make(&credential, options)).await;
                 let made =
                     made.map_err(|_| SdkError::with_message(SdkErrorKind::Other, "interrupted"))?;
-                // Nobody was asked yet. The SDK's text may show a URL with a password.
+                // Nobody has been asked yet. The SDK's text may show a URL with a password.
                 made.map_err(|error| {
                     match error.get_ref().is_some_and(|it| it.is::<NoCredential>()) {
                         true => error,
@@ -132,7 +131,7 @@ fn options(authority: Option<&str>, cloud: Cloud, transport: Arc<Transport>) -> 
         }
         (None, Cloud::China) => Some(CloudConfiguration::AzureChina),
         (None, Cloud::UsGovernment) => Some(CloudConfiguration::AzureGovernment),
-        // AZURE_AUTHORITY_HOST may say otherwise.
+        // AZURE_AUTHORITY_HOST may override it.
         (None, Cloud::Public) => None,
     };
     ClientOptions {
@@ -184,7 +183,7 @@ fn make(
                 Some(path) => path.clone(),
                 None => needed("AZURE_FEDERATED_TOKEN_FILE")?.into(),
             };
-            // The SDK's error does not tell a missing file from anything else.
+            // The SDK's error does not distinguish a missing file from other failures.
             read(&token_file, "token_file")?;
             WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
                 credential_options: ClientAssertionCredentialOptions { client_options },

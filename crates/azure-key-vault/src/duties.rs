@@ -1,5 +1,6 @@
-//! The roles of Azure that separate the duties for the KEKs of a data domain: role definitions of
-//! Azure RBAC for keys in vaults, of local RBAC for keys in Managed HSMs, and who has them.
+//! Generates Azure roles that separate the duties for the KEKs of a data domain: role definitions
+//! of Azure RBAC for keys in vaults and of local RBAC for keys in Managed HSMs, and their
+//! assignments.
 //!
 //! ```
 //! use waxseal::domain::DomainConfig;
@@ -24,11 +25,11 @@
 //! ```
 //!
 //! The documents are text for people and tools: the same input gives the same text. Every role is a
-//! custom one, because each built-in one that uses keys joins wrapping and unwrapping.
+//! custom one, because every built-in role that uses keys combines wrapping and unwrapping.
 //!
 //! Role assignments add up: one on the vault, the resource group, the subscription or `/` of the
-//! HSM counts too. Key Vault does not see the encryption context, so no role can demand it: **give
-//! each domain a key of its own**.
+//! HSM counts too. Key Vault does not see the encryption context, so no role can require it. **Give
+//! each domain its own key**.
 #![forbid(unsafe_code)]
 
 use serde_json::{Value, json};
@@ -43,7 +44,7 @@ use crate::place::{Place, Resource, key_identifier};
 const IN_VAULT: &str = "Microsoft.KeyVault/vaults/";
 /// And in a Managed HSM ("Local RBAC built-in roles for Managed HSM").
 const IN_HSM: &str = "Microsoft.KeyVault/managedHsm/";
-/// Who may say who may: control plane of a vault.
+/// Control-plane actions of a vault that assign permissions.
 const ASSIGNING: [&str; 4] = [
     "Microsoft.Authorization/roleAssignments/delete",
     "Microsoft.Authorization/roleAssignments/read",
@@ -85,7 +86,7 @@ impl DomainKey {
 pub struct AzureRolesBuilder(AzureRoles);
 
 impl AzureRoles {
-    /// Starts with who has which role, by object ids of Entra ID: of users, groups, service
+    /// Starts with the holders of each role, by object ids of Entra ID: of users, groups, service
     /// principals and managed identities.
     pub fn builder(duties: &Duties) -> AzureRolesBuilder {
         AzureRolesBuilder(Self {
@@ -102,8 +103,8 @@ impl AzureRoles {
         self.keys.iter().map(DomainKey::id)
     }
 
-    /// Returns the hosts of the vaults and Managed HSMs in which the domain has keys, each once.
-    /// Each needs the roles.
+    /// Returns the hosts of the vaults and Managed HSMs in which the domain has keys, without
+    /// duplicates. Each needs the roles.
     #[must_use]
     pub fn hosts(&self) -> Vec<&str> {
         let mut hosts: Vec<_> = self.keys.iter().map(|key| &*key.place.host).collect();
@@ -167,8 +168,8 @@ impl AzureRoles {
     }
 
     /// Returns who gets which role on one of the domain's [keys](Self::keys): a list of role,
-    /// principal and scope. Break-glass is not in it. Whoever has a role on the key and is not in
-    /// the list loses it.
+    /// principal and scope. Break-glass is not in it. Remove any assignment on the key that is not
+    /// in the list.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for another key.
@@ -193,8 +194,8 @@ impl AzureRoles {
         Ok(written(&Value::Array(assigned)))
     }
 
-    /// Returns the assignment with which break-glass unwraps. Somebody else than its holder makes
-    /// it, and deletes it when the emergency is over.
+    /// Returns the assignment with which break-glass unwraps. Someone other than its holder must
+    /// create it, and delete it after the emergency.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for another key, and if nobody has the role.
@@ -221,7 +222,7 @@ impl AzureRoles {
 
     fn find(&self, id: &str) -> Result<&DomainKey, Error> {
         let key = self.keys.iter().find(|key| key.id() == id);
-        key.ok_or_else(|| invalid("this is no key of the domain"))
+        key.ok_or_else(|| invalid("this is not a key of the domain"))
     }
 
     fn resource(&self, host: &str) -> Result<&str, Error> {
@@ -231,7 +232,7 @@ impl AzureRoles {
     }
 }
 
-/// What wraps and unwraps, by how the keys do it.
+/// Returns the actions that wrap or unwrap, by the keys' algorithms.
 fn using(role: Role, algorithms: &[Algorithm]) -> Vec<&'static str> {
     let has = |algorithm| algorithms.contains(&algorithm);
     let mut actions = Vec::new();
@@ -295,40 +296,40 @@ fn data_actions_in_hsm(role: Role, algorithms: &[Algorithm]) -> Vec<&'static str
 impl AzureRolesBuilder {
     /// Sets the resource id of a vault,
     /// `/subscriptions/ID/resourceGroups/GROUP/providers/Microsoft.KeyVault/vaults/NAME`. Every
-    /// vault of the domain needs it, a Managed HSM does not.
+    /// vault of the domain needs it. A Managed HSM does not.
     pub fn vault_resource(mut self, id: impl Into<String>) -> Self {
         self.0.resources.push((String::new(), id.into()));
         self
     }
 
-    /// Accepts that who rewraps sees DEKs. Key Vault cannot rewrap, so a rewrapper has the rights
-    /// of a writer and of a reader. By default `build` refuses a domain that has rewrappers.
+    /// Accepts that rewrappers see DEKs. Key Vault cannot rewrap, so a rewrapper has the rights of
+    /// a writer and of a reader. By default `build` refuses a domain that has rewrappers.
     pub fn rewrappers_see_deks(mut self, accepted: bool) -> Self {
         self.0.rewrappers_see_deks = accepted;
         self
     }
 
-    /// Accepts that with an RSA key whoever may look at it can wrap: administrators, owners and
-    /// auditors, and everybody else who gets the public key. By default `build` refuses a domain
+    /// Accepts that with an RSA key anyone who may look at it can wrap: administrators, owners and
+    /// auditors, and everyone else who gets the public key. By default `build` refuses a domain
     /// that wraps with RSA.
     pub fn key_readers_can_wrap(mut self, accepted: bool) -> Self {
         self.0.key_readers_can_wrap = accepted;
         self
     }
 
-    /// Checks everything that will stand in a document.
+    /// Checks everything that will appear in a document.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] if a holder is no object id, if the domain has no key in Key
-    /// Vault, if nobody owns its keys, if the resource id of a vault is missing or wrong, and for
-    /// what nobody accepted: [rewrappers](Self::rewrappers_see_deks),
+    /// [`ErrorKind::InvalidOption`] if a holder is not an object id, if the domain has no key in
+    /// Key Vault, if nobody owns its keys, if the resource id of a vault is missing or wrong, and
+    /// for risks that were not accepted: [rewrappers](Self::rewrappers_see_deks),
     /// [RSA](Self::key_readers_can_wrap).
     pub fn build(self) -> Result<AzureRoles, Error> {
         let mut roles = self.0;
         let duties = &roles.duties;
         for role in Role::ALL {
             if let Some(id) = duties.holders(role).iter().find(|id| !is_guid(id)) {
-                return Err(invalid(format!("{role}: {id:?} is no object id of Entra ID")));
+                return Err(invalid(format!("{role}: {id:?} is not an object id of Entra ID")));
             }
         }
         if duties.holders(Role::KeyOwner).is_empty() {
@@ -382,7 +383,7 @@ impl AzureRolesBuilder {
     }
 }
 
-/// The key of a URI, and its former ones, which do not wrap.
+/// Returns the key of a URI, and its former keys, which do not wrap.
 fn keys_of(config: &Config, wraps: bool) -> Result<Vec<DomainKey>, Error> {
     let (vault, name, algorithm) = config.key_parts();
     let place = Place::read(vault)?;
@@ -401,7 +402,7 @@ fn keys_of(config: &Config, wraps: bool) -> Result<Vec<DomainKey>, Error> {
     Ok(keys)
 }
 
-/// The vault's name out of its resource id.
+/// Returns the vault's name from its resource id.
 fn resource_name(id: &str) -> Result<&str, Error> {
     let wrong = || {
         invalid(

@@ -1,4 +1,4 @@
-//! What an answer of Key Vault means: one table. And what a failure of the SDK is.
+//! What an answer of Key Vault means, as one table, and what a failure of the SDK means.
 #![forbid(unsafe_code)]
 
 use std::error::Error as StdError;
@@ -15,17 +15,17 @@ use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
 use crate::transport::Trouble;
 
-/// A failure that can be told to several callers.
+/// A failure that several callers can share.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) class: KekErrorClass,
     pub(crate) message: String,
     pub(crate) retry_after: Option<Duration>,
-    /// A server was asked: this is its answer, or its silence.
+    /// Whether a server was asked, so that this is its answer or its silence.
     pub(crate) asked: bool,
-    /// Something on the way refused this request.
+    /// Whether something between here and the service refused this request.
     pub(crate) on_the_way: bool,
-    /// The token was refused, which another one may cure.
+    /// Whether the token was refused, so that another one may help.
     pub(crate) of_the_token: bool,
 }
 
@@ -41,12 +41,12 @@ impl Failure {
         }
     }
 
-    /// Decided here: no server was asked.
+    /// Marks it as decided here, without asking a server.
     pub(crate) fn without_asking(self) -> Self {
         Self { asked: false, ..self }
     }
 
-    /// A server answered, but not as this API does.
+    /// Makes the failure of an answer that is not in this API's form.
     pub(crate) fn not_understood(operation: Operation, why: &str) -> Self {
         Self::new(Unavailable, format!("{}: {why}", operation.name()))
     }
@@ -64,7 +64,7 @@ impl From<Failure> for KekError {
     }
 }
 
-/// What the provider asks for, in Key Vault's words.
+/// The provider's requests, in Key Vault's words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Operation {
     Encrypt,
@@ -90,12 +90,13 @@ impl Operation {
     }
 }
 
-/// A row of the table: what the answer has (an empty text is in every answer), and what that means.
+/// A row of the table: the parts of an answer (an empty text matches every answer), and what they
+/// mean.
 pub(crate) struct Row {
     pub(crate) status: u16,
-    /// The inner code; where there is none, the code.
+    /// The inner code, or the code if there is no inner one.
     pub(crate) code: &'static str,
-    /// In the message.
+    /// A part of the message.
     pub(crate) text: &'static str,
     pub(crate) class: KekErrorClass,
     pub(crate) meaning: &'static str,
@@ -111,11 +112,11 @@ const fn row(
     Row { status, code, text, class, meaning }
 }
 
-/// The first row that fits counts.
+/// The first match counts.
 ///
-/// What is said of one wrapped key is *invalid*, and only `decrypt` and `unwrapKey` can say it: of
-/// any other operation it is *misconfigured*. What is said of the key or of the caller's permission
-/// is *denied*. A network rule is neither: it is *misconfigured*.
+/// A verdict on one wrapped key is *invalid*, and only `decrypt` and `unwrapKey` can return it. For
+/// any other operation it is *misconfigured*. A verdict on the key or on the caller's permission is
+/// *denied*. A network rule is neither: it is *misconfigured*.
 pub(crate) const TABLE: &[Row] = &[
     row(400, "", "", Invalid, "the wrapped key, the context or a parameter is wrong"),
     row(401, "", "", Misconfigured, "the token is refused"),
@@ -131,7 +132,7 @@ pub(crate) const TABLE: &[Row] = &[
         "ForbiddenByConnection",
         "",
         Misconfigured,
-        "public access is off, and this is no private link",
+        "public access is off, and this is not a private link",
     ),
     row(403, "KeyDisabled", "", Denied, "the key version is disabled"),
     row(403, "KeyNotYetValid", "", Denied, "the key version is not valid yet"),
@@ -160,7 +161,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(429, "", "", Throttled, "a limit of the vault or the subscription is used up"),
 ];
 
-/// An error as Key Vault writes it ("Common parameters and headers", "Error responses").
+/// An error in Key Vault's form ("Common parameters and headers", "Error responses").
 pub(crate) struct Said {
     pub(crate) code: String,
     pub(crate) inner: String,
@@ -168,7 +169,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// `None` for whatever does not have the service's form.
+    /// Reads an error. Returns `None` for anything not in the service's form.
     pub(crate) fn read(body: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(body).ok()?;
         let error = value.get("error")?;
@@ -188,10 +189,10 @@ impl Said {
     }
 }
 
-/// The meaning of an answer that is not a success.
+/// Returns the meaning of an unsuccessful answer.
 ///
-/// Only the service itself denies, and only the service knows a wrapped key: a gateway in front of
-/// it ends no DEK and says nothing of a message.
+/// Only the service itself denies, and only the service knows a wrapped key. A gateway in front of
+/// it ends no DEK and says nothing about a message.
 pub(crate) fn classify(operation: Operation, status: u16, body: &[u8]) -> Failure {
     let name = operation.name();
     let Some(said) = Said::read(body) else {
@@ -199,7 +200,7 @@ pub(crate) fn classify(operation: Operation, status: u16, body: &[u8]) -> Failur
         let shown = presentable(&start);
         let (class, meaning, on_the_way) = match status {
             429 => (Throttled, "something on the way asks for fewer requests", false),
-            // Key Vault's own 401 to a request without a token has no body in some versions.
+            // In some versions, Key Vault's own 401 to a request without a token has no body.
             401 => (Misconfigured, "the token is refused", false),
             400..500 => {
                 (Misconfigured, "refused by something that does not answer as Key Vault does", true)
@@ -227,7 +228,7 @@ pub(crate) fn classify(operation: Operation, status: u16, body: &[u8]) -> Failur
     Failure { of_the_token: status == 401, ..Failure::new(class, message) }
 }
 
-/// Names of the headers that say how long to stay away, and which request it was.
+/// The headers with the requested pause and with the request's id.
 const RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 
@@ -242,7 +243,8 @@ fn retry_after(response: &RawResponse) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// What a failure of the SDK means. Its Debug and its sources are not passed on: they carry bodies.
+/// Returns the meaning of an SDK failure. Its Debug and its sources are not passed on, since they
+/// contain bodies.
 pub(crate) fn failure(operation: Operation, error: &azure_core::Error) -> Failure {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     let mut response = None;
@@ -287,24 +289,24 @@ pub(crate) fn failure(operation: Operation, error: &azure_core::Error) -> Failur
             let message = format!("{name}: {what}{}", failure.message);
             Failure { message, retry_after: retry_after(response), ..failure }
         }
-        // The SDK says no more of an answer that it cannot read.
-        (None, Some(_)) => Failure::new(Unavailable, format!("{name}: {what}no token came of it")),
+        // The SDK says no more about an answer that it cannot read.
+        (None, Some(_)) => Failure::new(Unavailable, format!("{name}: {what}it gave no token")),
         (None, None) => {
             let text = presentable(&error.to_string());
-            // The audience in a challenge is another one: this is not the vault that was meant.
+            // The challenge names another audience, so this is not the intended vault.
             let class = if text.contains("challenge") { Misconfigured } else { Unavailable };
             Failure::new(class, format!("{name}: {text}"))
         }
     }
 }
 
-/// Codes of Entra ID that pass by themselves ("Microsoft Entra authentication and authorization
+/// Codes of Entra ID for temporary failures ("Microsoft Entra authentication and authorization
 /// error codes": AADSTS90033, AADSTS90024, AADSTS50196, AADSTS90055).
 const PASSING: [&str; 4] = ["AADSTS90033", "AADSTS90024", "AADSTS50196", "AADSTS90055"];
 
-/// What Entra ID or the instance's metadata service answers to a login.
+/// Returns the meaning of Entra ID's or the instance's metadata service's answer to a login.
 ///
-/// Only a refusal is *misconfigured*. A service that is down, or throttles, is an outage.
+/// Only a refusal is *misconfigured*. A service that is down or throttles is an outage.
 pub(crate) fn classify_login(status: u16, body: &[u8]) -> Failure {
     let said: Option<Value> = serde_json::from_slice(body).ok();
     let field = |name: &str| {
@@ -317,7 +319,7 @@ pub(crate) fn classify_login(status: u16, body: &[u8]) -> Failure {
         PASSING.iter().any(|code| description.contains(code)) || code == "temporarily_unavailable";
     let class = match status {
         429 => Throttled,
-        // Both have this form. Without it something else answered.
+        // Both have this form. Otherwise something else answered.
         400 | 401 | 403 if !passes && !code.is_empty() => Misconfigured,
         _ => Unavailable,
     };
@@ -330,7 +332,7 @@ pub(crate) fn classify_login(status: u16, body: &[u8]) -> Failure {
     Failure::new(class, format!("{meaning} ({status} {}: {text})", presentable(&code)))
 }
 
-/// A credential that is not there: a file that cannot be read, or a variable that is not set.
+/// A missing credential: a file that cannot be read, or a variable that is not set.
 #[derive(Clone, Debug)]
 pub(crate) struct NoCredential(pub(crate) String);
 
@@ -342,12 +344,13 @@ impl std::fmt::Display for NoCredential {
 
 impl StdError for NoCredential {}
 
-/// Bytes of an answer in another form than the service's that an operator may see.
+/// The maximum number of bytes that an operator sees of an answer that is not in the service's
+/// form.
 const MOST_SHOWN: usize = 1024;
 const MAX_TEXT: usize = 240;
 const LONGEST_WORD: usize = 48;
 
-/// A server's text for an operator's eyes: bounded, on one line, without what does not show, and
+/// Returns a server's text for operators: bounded, on one line, without invisible characters, and
 /// without words that could be a token or a key.
 pub(crate) fn presentable(text: &str) -> String {
     let words =
@@ -453,7 +456,7 @@ mod tests {
             assert_eq!(failure.class, Unavailable, "{status}");
             assert!(failure.message.contains("new text") && failure.message.contains(code));
         }
-        // That something expired is no word about the key.
+        // That something expired says nothing about the key.
         for text in ["the role assignment has expired", "the perimeter's rule expired"] {
             let failure = classify(Operation::Decrypt, 403, &body("Forbidden", "ByMoon", text));
             assert_eq!(failure.class, Unavailable, "{text}");

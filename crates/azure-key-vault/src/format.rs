@@ -1,4 +1,4 @@
-//! The bytes of a wrapped key, and the texts in which Key Vault names a key.
+//! The bytes of a wrapped key, and Key Vault's names of keys.
 //!
 //! ```text
 //! 01 ‖ version ‖ iv (12) ‖ tag (16) ‖ ciphertext (32)      A256GCM
@@ -6,16 +6,16 @@
 //! ```
 //!
 //! `version` is `00` and the 16 bytes of 32 hexadecimal digits, as Key Vault makes them today, or a
-//! length from 1 to 64 and so many letters, digits and hyphens. It stands here and not in the
-//! metadata, because `unwrap` goes by it.
+//! length from 1 to 64 and that many letters, digits and hyphens. It is here and not in the
+//! metadata, because `unwrap` depends on it.
 #![forbid(unsafe_code)]
 
 use data_encoding::HEXLOWER;
 
-/// Bytes of the initialization vector and of the tag of AES-GCM.
+/// The size of the initialization vector and of the tag of AES-GCM in bytes.
 pub(crate) const IV: usize = 12;
 pub(crate) const TAG: usize = 16;
-/// Bytes of a DEK, and of the digest of an encryption context.
+/// The size of a DEK, and of the digest of an encryption context, in bytes.
 pub(crate) const DEK: usize = 32;
 
 const A256GCM: u8 = 1;
@@ -27,12 +27,12 @@ const MOST_NAME: usize = 127;
 /// RSA of 2,048 to 4,096 bits.
 const RSA_BYTES: [usize; 3] = [256, 384, 512];
 
-/// Which version of a key.
+/// The version of a key.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Version(Box<str>);
 
 impl Version {
-    /// `None` unless it can be a segment of a URL as it is.
+    /// Reads a version. Returns `None` unless it can be a segment of a URL unchanged.
     pub(crate) fn read(text: &str) -> Option<Self> {
         let well_formed = (1..=MOST_VERSION).contains(&text.len()) && is_plain(text);
         well_formed.then(|| Self(text.into()))
@@ -42,7 +42,7 @@ impl Version {
         &self.0
     }
 
-    /// As 16 bytes, if it is 32 hexadecimal digits in lower case.
+    /// Returns it as 16 bytes, if it is 32 lower-case hexadecimal digits.
     fn hex(&self) -> Option<Vec<u8>> {
         (self.0.len() == HEX_DIGITS).then(|| HEXLOWER.decode(self.0.as_bytes()).ok()).flatten()
     }
@@ -61,7 +61,7 @@ impl Version {
         }
     }
 
-    /// The version at the start, and what is behind it. One encoding for one version.
+    /// Returns the version at the start, and what follows it. Each version has only one encoding.
     fn split(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (len, rest) = bytes.split_first()?;
         if *len == 0 {
@@ -74,7 +74,7 @@ impl Version {
     }
 }
 
-/// A wrapped DEK in its parts.
+/// The parts of a wrapped DEK.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Entry {
     Gcm { version: Version, iv: [u8; IV], tag: [u8; TAG], text: [u8; DEK] },
@@ -88,7 +88,7 @@ impl Entry {
         }
     }
 
-    /// `None` for whatever is not exactly such an entry.
+    /// Reads an entry. Returns `None` for anything else.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let (form, rest) = bytes.split_first()?;
         let (version, rest) = Version::split(rest)?;
@@ -140,7 +140,7 @@ pub(crate) fn is_key_name(text: &str) -> bool {
     (1..=MOST_NAME).contains(&text.len()) && is_plain(text)
 }
 
-/// The `kid` of an answer, `https://HOST/keys/NAME/VERSION`, in its parts.
+/// The parts of an answer's `kid`, `https://HOST/keys/NAME/VERSION`.
 pub(crate) struct Kid<'a> {
     /// Without a port.
     pub(crate) host: &'a str,
@@ -208,7 +208,7 @@ mod tests {
         for entry in entries() {
             let bytes = entry.write();
             for len in 0..bytes.len() {
-                // What is left of a long RSA text may be as long as a shorter one. RSA refuses it.
+                // The rest of a long RSA text may be as long as a shorter one. RSA refuses it.
                 if let Entry::Rsa { text, .. } = &entry
                     && RSA_BYTES.iter().any(|shorter| shorter + bytes.len() == len + text.len())
                 {

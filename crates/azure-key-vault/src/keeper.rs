@@ -1,9 +1,9 @@
-//! The token that requests carry: kept, renewed ahead of its end, and loaded apart from the calls
-//! that wait for it.
+//! The token that requests carry: cached, renewed before it expires, and loaded separately from the
+//! calls that wait for it.
 //!
-//! The SDK loads a token within the call that needs it, and stops when that call is given up. Five
-//! minutes before a token ends it makes every call wait for the next one, though the old one is
-//! good. Here a task of its own loads it.
+//! The SDK loads a token within the call that needs it, and stops when that call is dropped. Five
+//! minutes before a token expires it makes every call wait for the next one, although the old one
+//! is still valid. Here a separate task loads it.
 #![forbid(unsafe_code)]
 
 use std::error::Error as StdError;
@@ -22,22 +22,22 @@ use waxseal::kek::Login;
 use crate::credentials::Source;
 use crate::transport::Trouble;
 
-/// A token that ends sooner is not used any more.
+/// A token that expires sooner is not used.
 const TOO_LATE: Duration = Duration::from_secs(10);
-/// It is renewed in the background so long before its end, or in the last quarter of its life.
+/// It is renewed in the background this long before its end, or in the last quarter of its life.
 const AHEAD: Duration = Duration::from_secs(300);
-/// No load takes longer.
+/// The longest time of a load.
 const LONGEST_LOAD: Duration = Duration::from_secs(60);
-/// A load that takes so long may hang: the next caller starts another beside it.
+/// A load that takes this long may hang, so the next caller starts another one.
 const SLOW_LOAD: Duration = Duration::from_secs(15);
-/// After a refusal by the service it is not loaded more often than this.
+/// The shortest interval between loads after the service refused a token.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
-/// Nor in the background more often than this.
+/// The shortest interval between loads in the background.
 const IN_BACKGROUND: Duration = Duration::from_secs(10);
 
 type Answer = Result<AccessToken, Failed>;
 
-/// Why there is no token, for all that waited.
+/// Why there is no token, shared by all that waited.
 #[derive(Clone, Debug)]
 pub(crate) struct Failed(Arc<SdkError>);
 
@@ -59,7 +59,7 @@ impl From<Failed> for SdkError {
     }
 }
 
-/// Keeps the token of one source. A clone is another handle to the same.
+/// Caches the token of one source. A clone is another handle to the same cache.
 #[derive(Clone)]
 pub(crate) struct Keeper(Arc<Inner>);
 
@@ -72,20 +72,20 @@ struct Inner {
 struct State {
     held: Option<Held>,
     loading: Option<Loading>,
-    /// How often another token came.
+    /// How often the token changed.
     generation: u64,
     loads: u64,
     failures: u64,
     /// When the last load in the background began.
     tried: Option<Instant>,
-    /// When the last load began because the service had refused a token. A failed one does not
-    /// count: the token is still the refused one.
+    /// When the last load began because the service had refused a token. A failed load does not
+    /// count, since the token is still the refused one.
     renewed: Option<Instant>,
 }
 
 struct Held {
     token: AccessToken,
-    /// When its load began: one that was slow does not replace what a later one brought.
+    /// When its load began: the result of a slow load does not replace a later one's.
     asked: Instant,
     renew_from: SystemTime,
     ends: SystemTime,
@@ -122,12 +122,13 @@ impl Keeper {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes when another token comes: who was refused looks whether there is one by now.
+    /// Returns a number that changes with the token, so that a refused caller can check for another
+    /// one.
     pub(crate) fn generation(&self) -> u64 {
         self.state().generation
     }
 
-    /// How often a token was loaded, and how long the present one can still be used.
+    /// Returns how often a token was loaded, and how long the current one remains valid.
     pub(crate) fn login(&self) -> Login {
         let state = self.state();
         let login = Login::new(state.loads, state.failures);
@@ -139,13 +140,13 @@ impl Keeper {
         }
     }
 
-    /// Gives up the token. The next call loads another one.
+    /// Drops the token. The next call loads another one.
     pub(crate) fn close(&self) {
         self.state().held = None;
     }
 
-    /// The service refused the token of that generation, which looks good. Whether there is another
-    /// one now.
+    /// Loads a token again after the service refused that of this generation, although it looks
+    /// valid. Returns whether it changed.
     ///
     /// # Errors
     /// The failure to load one.
@@ -155,7 +156,7 @@ impl Keeper {
             let last = state.renewed.filter(|_| state.loading.is_none());
             last.and_then(|last| AFTER_REFUSAL.checked_sub(last.elapsed()))
         };
-        // Only a load tells whether the token is refused or no other can be had.
+        // Only a load shows whether the token is refused or no other can be obtained.
         if let Some(pause) = pause
             && tokio::runtime::Handle::try_current().is_ok()
         {
@@ -176,10 +177,10 @@ impl Keeper {
         Ok(self.generation() != refused)
     }
 
-    /// The load that is on its way, or a new one. `None` outside a tokio runtime.
+    /// Returns the load in flight, or a new one. `None` outside a tokio runtime.
     fn load(&self, state: &mut State, scopes: &[&str]) -> Option<Loading> {
         let on_its_way = state.loading.take().filter(|loading| {
-            // One that ended without an answer ended with its runtime.
+            // A load that ended without an answer ended with its runtime.
             loading.began.elapsed() < SLOW_LOAD && loading.answer.has_changed().is_ok()
         });
         if on_its_way.is_some() {
@@ -225,7 +226,7 @@ impl Keeper {
         state.held = Some(Held { token: token.clone(), asked, renew_from, ends });
     }
 
-    /// The token that is good now, or else the load to wait for.
+    /// Returns the token that is valid now, or else the load to wait for.
     fn look(&self, scopes: &[&str]) -> (Option<AccessToken>, Option<Loading>) {
         let now = SystemTime::now();
         let mut state = self.state();
@@ -242,7 +243,7 @@ impl Keeper {
         }
     }
 
-    /// In its last seconds, and no other can be had: better than none.
+    /// Returns a token in its last seconds, if no other can be loaded: better than none.
     fn nearly_ended(&self) -> Option<AccessToken> {
         let state = self.state();
         let held = state.held.as_ref()?;
@@ -250,7 +251,7 @@ impl Keeper {
     }
 }
 
-/// The logins of them all, and the token that ends first.
+/// Returns the logins of all keepers, and the token that expires first.
 pub(crate) fn login(keepers: &[Keeper]) -> Login {
     let each: Vec<_> = keepers.iter().map(Keeper::login).collect();
     let sum = |of: fn(&Login) -> u64| each.iter().map(of).fold(0, u64::saturating_add);
@@ -267,10 +268,10 @@ impl Inner {
             let credential = self.source.credential().await?;
             let scopes: Vec<&str> = scopes.iter().map(String::as_str).collect();
             let token = credential.get_token(&scopes, None).await?;
-            // An answer without a token is a token for the SDK.
+            // The SDK accepts an answer without a token as a token.
             match token.token.secret().is_empty() {
                 false => Ok(token),
-                true => Err(failed("no token came of it").into()),
+                true => Err(failed("it gave no token").into()),
             }
         };
         match tokio::time::timeout(LONGEST_LOAD, AssertUnwindSafe(work).catch_unwind()).await {

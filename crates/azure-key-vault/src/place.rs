@@ -1,4 +1,4 @@
-//! Where a vault or a Managed HSM is, by the name that its users know.
+//! The location of a vault or a Managed HSM, from the name that users give.
 #![forbid(unsafe_code)]
 
 use waxseal::{Error, ErrorKind};
@@ -13,7 +13,7 @@ pub(crate) enum Resource {
     ManagedHsm,
 }
 
-/// A cloud, by where its tokens come from.
+/// A cloud, by the source of its tokens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Cloud {
     Public,
@@ -21,7 +21,7 @@ pub(crate) enum Cloud {
     UsGovernment,
 }
 
-/// Hosts end with these ("Azure Key Vault keys, secrets and certificates overview", "DNS suffixes
+/// The suffixes of hosts ("Azure Key Vault keys, secrets and certificates overview", "DNS suffixes
 /// for base URL").
 const SUFFIXES: [(&str, Resource, Cloud); 6] = [
     (".vault.azure.net", Resource::Vault, Cloud::Public),
@@ -43,7 +43,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// From a name (`orders`, of a vault in the public cloud), a host or a URL.
+    /// Reads a name (`orders`, of a vault in the public cloud), a host or a URL.
     pub(crate) fn read(text: &str) -> Result<Self, Error> {
         let wrong = |why: &str| Err(Error::new(ErrorKind::InvalidOption, format!("vault: {why}")));
         if text.contains('@') {
@@ -57,7 +57,7 @@ impl Place {
         let (name, port) = match rest.split_once(':') {
             Some((name, port)) => match port.parse() {
                 Ok(port) if port > 0 => (name, Some(port)),
-                _ => return wrong("what is behind the colon is no port"),
+                _ => return wrong("the text after the colon is not a port"),
             },
             None => (rest, None),
         };
@@ -79,13 +79,13 @@ impl Place {
         Ok(Self { host, port, resource, cloud })
     }
 
-    /// What a token is for: the audience is the host without the vault's own name.
+    /// Returns the audience of a token: the host without the vault's own name.
     pub(crate) fn scope(&self) -> String {
         let suffix = self.host.split_once('.').map_or("", |(_, suffix)| suffix);
         format!("https://{suffix}/.default")
     }
 
-    /// How a former key here wrapped, where the key that wraps now does it so.
+    /// Returns how a former key here wrapped, given the algorithm of the current key.
     pub(crate) fn former_algorithm(&self, own: Algorithm) -> Algorithm {
         match self.resource {
             Resource::Vault => Algorithm::RsaOaep256,
@@ -101,7 +101,7 @@ impl Place {
     }
 }
 
-/// A key by its identifier without a version, `https://HOST/keys/NAME`, as the portal shows it.
+/// Reads a key identifier without a version, `https://HOST/keys/NAME`, as the portal shows it.
 pub(crate) fn key_identifier(text: &str) -> Result<(Place, &str), &'static str> {
     let rest = text.strip_prefix("https://").ok_or("it is not https://HOST/keys/NAME")?;
     let mut parts = rest.split('/');
@@ -114,7 +114,7 @@ pub(crate) fn key_identifier(text: &str) -> Result<(Place, &str), &'static str> 
     if !is_key_name(name) {
         return Err("the name of a key has 1 to 127 letters, digits and hyphens");
     }
-    let place = Place::read(host).map_err(|_| "its host is no vault or Managed HSM")?;
+    let place = Place::read(host).map_err(|_| "its host is not a vault or Managed HSM")?;
     Ok((place, name))
 }
 

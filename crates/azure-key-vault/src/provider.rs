@@ -1,4 +1,4 @@
-//! The provider: what the library asks of a KEK, put into calls of Key Vault.
+//! The provider: translates the library's requests to calls of Key Vault.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashSet, VecDeque};
@@ -24,25 +24,24 @@ use crate::format::{DEK, Entry, IV, Version};
 use crate::health::HealthCheck;
 use crate::keeper::{Keeper, login};
 
-/// The pause after a key could not be read. After a denial it is `key_max_age`.
+/// The pause after the key could not be read. After a denial it is `key_max_age`.
 const READ_PAUSE: Duration = Duration::from_secs(10);
-/// `health` says *degraded* so long before the key expires.
+/// `health` is degraded this long before the key expires.
 const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
-/// Items of a batch that are asked for at the same time.
+/// The number of items of a batch that are requested at the same time.
 const AT_ONCE: usize = 8;
-/// Initialization vectors that are remembered.
+/// The number of initialization vectors that are remembered.
 const REMEMBERED: usize = 4096;
 
 /// Wraps DEKs by one key of Azure Key Vault or of a Managed HSM. A clone is another handle to the
 /// same provider.
 ///
 /// Its id is the key's identifier without a version, such as
-/// `https://NAME.managedhsm.azure.net/keys/KEY`. New DEKs are wrapped by the newest version. A
-/// wrapped DEK names the version that made it, so versions that were rotated away go on unwrapping
-/// until they are disabled. [Former keys](crate::AzureKeyVaultKekBuilder::former_keys) only unwrap.
+/// `https://NAME.managedhsm.azure.net/keys/KEY`. The newest version wraps new DEKs. A wrapped DEK
+/// names the version that made it, so rotated versions still unwrap until they are disabled.
+/// [Former keys](crate::AzureKeyVaultKekBuilder::former_keys) only unwrap.
 ///
-/// Its calls run on the tokio runtime in which it was built, on whatever executor its futures are
-/// polled.
+/// Its calls run on the tokio runtime in which it was built, whichever executor polls its futures.
 ///
 /// | of the provider | A256GCM | RSA-OAEP-256 |
 /// |---|---|---|
@@ -55,7 +54,7 @@ pub struct AzureKeyVaultKek(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) own: Key,
-    /// They unwrap.
+    /// The keys that only unwrap.
     pub(crate) former: Vec<Key>,
     /// One for each audience of a token.
     pub(crate) keepers: Vec<Keeper>,
@@ -63,7 +62,7 @@ pub(crate) struct Inner {
     pub(crate) key_max_age: Duration,
     pub(crate) health_check: HealthCheck,
     pub(crate) known: ArcSwapOption<Known>,
-    /// No reading in the background before then.
+    /// The earliest time for the next reading in the background.
     pub(crate) read_from: Mutex<Option<Instant>>,
     pub(crate) reading: Arc<AtomicBool>,
     pub(crate) vectors: Mutex<Vectors>,
@@ -78,7 +77,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// The parts of an entry of this key, if it can be one.
+    /// Returns the parts of an entry of this key, if it can be one.
     fn entry(&self, wrapped: &WrappedDek) -> Result<Entry, KekError> {
         match (Entry::read(wrapped.wrapped()), self.algorithm) {
             (Some(entry @ Entry::Gcm { .. }), Algorithm::A256Gcm)
@@ -103,14 +102,14 @@ impl Key {
             }
             Entry::Rsa { version, text } => {
                 let mut value = self.service.unwrap_key(&version, &text).await?;
-                // Anyone can have wrapped whatever they like: an error says only that it is wrong.
+                // Anyone may have wrapped anything, so the error says only that it is wrong.
                 let is_bound = value.len() == DEK + context.digest().len()
                     && value.get(DEK..) == Some(&context.digest()[..]);
                 if !is_bound {
                     let text = "unwrapKey: not a DEK, or wrapped in another encryption context";
                     return Err(Failure::new(KekErrorClass::Invalid, text).without_asking());
                 }
-                // The digest behind it is not secret, and the buffer is wiped as a whole.
+                // The digest after it is not secret, and the buffer is wiped as a whole.
                 value.truncate(DEK);
                 Ok(UnwrappedDek::new(std::mem::take(&mut *value)))
             }
@@ -118,13 +117,13 @@ impl Key {
     }
 }
 
-/// The newest version, as an answer named it that was asked for at a time.
+/// The newest version that an answer named, and when the request was made.
 pub(crate) struct Known {
     version: Version,
     asked: Instant,
 }
 
-/// Describes a key, as [`AzureKeyVaultKek::read_key`] found it.
+/// The description of a key, as [`AzureKeyVaultKek::read_key`] found it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -135,14 +134,13 @@ pub struct KeyInfo {
     pub kind: String,
     /// Whether it is enabled.
     pub enabled: bool,
-    /// From when on it wraps. It unwraps earlier too.
+    /// The time from which it wraps. It unwraps earlier too.
     pub not_before: Option<SystemTime>,
-    /// Until when it wraps. It unwraps after that too.
+    /// The time until which it wraps. It unwraps later too.
     pub expires: Option<SystemTime>,
 }
 
-/// The last initialization vectors that the service chose. One that comes again would break
-/// AES-GCM.
+/// The last initialization vectors that the service chose. A repeated one would break AES-GCM.
 #[derive(Default)]
 pub(crate) struct Vectors {
     seen: HashSet<[u8; IV]>,
@@ -150,7 +148,7 @@ pub(crate) struct Vectors {
 }
 
 impl Vectors {
-    /// Whether it is new, and no row of zeros.
+    /// Whether it is new and not all zeros.
     fn is_fresh(&mut self, vector: [u8; IV]) -> bool {
         if vector == [0; IV] || !self.seen.insert(vector) {
             return false;
@@ -166,11 +164,11 @@ impl Vectors {
 }
 
 impl AzureKeyVaultKek {
-    /// Reads the key now. Useful at the start of a service, to fail early, and before a run that
-    /// rewraps, so that [`is_current`](KekProvider::is_current) knows the newest version.
+    /// Reads the key now. Use it at the start of a service, to fail early, and before a rewrap run,
+    /// so that [`is_current`](KekProvider::is_current) knows the newest version.
     ///
     /// # Errors
-    /// Those of the service; *misconfigured* for a key of another type than the algorithm needs.
+    /// Those of the service; *misconfigured* for a key of a type that the algorithm cannot use.
     pub async fn read_key(&self) -> Result<KeyInfo, KekError> {
         let inner = self.0.clone();
         let found = self.0.spawner.run(async move { inner.read_key().await }).await?;
@@ -196,7 +194,7 @@ fn another_kek() -> KekError {
 }
 
 impl Inner {
-    /// The key of an entry and its place: 0 is the key that wraps.
+    /// Returns the key of an entry and its index: 0 is the key that wraps.
     fn find(&self, kek_id: &KekId) -> Option<(usize, &Key)> {
         std::iter::once(&self.own)
             .chain(&self.former)
@@ -231,7 +229,7 @@ impl Inner {
         Ok(found)
     }
 
-    /// Reads the key, unless that was done or failed a moment ago.
+    /// Reads the key, unless it was read, or failed to be read, a moment ago.
     fn read_in_background(self: &Arc<Self>) {
         {
             let mut from = self.read_from.lock().unwrap_or_else(PoisonError::into_inner);
@@ -280,7 +278,7 @@ impl Inner {
             }
         };
         let bytes = entry.write();
-        // Only what `unwrap` will read is handed out.
+        // Only what `unwrap` can read is returned.
         if Entry::read(&bytes).as_ref() != Some(&entry) {
             let what = "the ciphertext is not as long as one of this key";
             return Err(Failure::not_understood(Operation::WrapKey, what));
@@ -290,7 +288,7 @@ impl Inner {
             .map_err(|_| Failure::not_understood(Operation::WrapKey, "the wrapped key is too long"))
     }
 
-    /// What can be done with the key, as far as its description says.
+    /// Returns what the key can do, according to its description.
     fn usable(&self, found: &Description) -> Result<Health, Failure> {
         let key = self.own.id.as_str();
         let [wrap, unwrap] = self.own.algorithm.operations();
@@ -354,15 +352,16 @@ impl KekProvider for AzureKeyVaultKek {
         self.0.find(kek_id).is_some()
     }
 
-    /// The key. Its budget is that of the vault, whose limits all its keys share.
+    /// Returns the key as the target. Its budget is that of the vault, whose limits all its keys
+    /// share.
     fn target(&self, kek_id: &KekId) -> CallTarget {
         let key = self.0.find(kek_id).map_or(&self.0.own, |(_, key)| key);
         CallTarget::new(key.id.as_str()).with_advice(key.advice.clone())
     }
 
-    /// [`Enforced`](ContextBinding::Enforced) with A256GCM,
-    /// [`Unauthenticated`](ContextBinding::Unauthenticated) with RSA-OAEP-256, and as long as there
-    /// is a former key that wrapped with it.
+    /// Returns [`Enforced`](ContextBinding::Enforced) with A256GCM, and
+    /// [`Unauthenticated`](ContextBinding::Unauthenticated) with RSA-OAEP-256 or while there is a
+    /// former key that wrapped with it.
     fn context_binding(&self) -> ContextBinding {
         let keys = std::iter::once(&self.0.own).chain(&self.0.former);
         match keys.into_iter().any(|key| key.algorithm == Algorithm::RsaOaep256) {
@@ -371,10 +370,10 @@ impl KekProvider for AzureKeyVaultKek {
         }
     }
 
-    /// From the version in the wrapped key, against the newest one that an answer named. `None`
-    /// while none is known; the question starts a reading of the key, and so does one that is older
-    /// than [`key_max_age`](crate::AzureKeyVaultKekBuilder::key_max_age). An entry of a former key
-    /// is not current.
+    /// Compares the version in the wrapped key with the newest one that an answer named. `None`
+    /// while none is known. If none is known, or it is older than
+    /// [`key_max_age`](crate::AzureKeyVaultKekBuilder::key_max_age), the key is read in the
+    /// background. An entry of a former key is not current.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         if wrapped.kek_id() != self.id() {
             return self.recognises(wrapped.kek_id()).then_some(false);
@@ -442,9 +441,9 @@ impl KekProvider for AzureKeyVaultKek {
         each(items.iter().map(|(context, wrapped)| self.rewrap(context, wrapped)).collect())
     }
 
-    /// As [`HealthCheck`] says: by default reads the key, and so needs the permission for it;
-    /// *degraded* in the last two weeks before its newest version expires, and where the key
-    /// unwraps and does not wrap, or the other way round.
+    /// Checks the key as [`HealthCheck`] selects. By default it reads the key, and needs permission
+    /// for that. It is *degraded* in the last two weeks before its newest version expires, and if
+    /// the key unwraps but does not wrap, or the reverse.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(async move {
             let inner = self.0.clone();
@@ -452,13 +451,13 @@ impl KekProvider for AzureKeyVaultKek {
         })
     }
 
-    /// Of the credential: tokens that came, and failures to get one. Vaults and Managed HSMs take
-    /// tokens of their own.
+    /// Returns the state of the credential: tokens obtained, and failures to get one. Vaults and
+    /// Managed HSMs take separate tokens.
     fn login(&self) -> Option<Login> {
         Some(login(&self.0.keepers))
     }
 
-    /// Gives up the tokens. Entra ID keeps no login, and a token stays valid until it ends.
+    /// Drops the tokens. Entra ID keeps no login, and a token stays valid until it expires.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.0.keepers.iter().for_each(Keeper::close);

@@ -26,14 +26,15 @@ use waxseal::kek::toolkit::certificates;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of an answer. A key of RSA has less than 2 KiB, a token with many groups less than 64.
+/// The maximum size of an answer. An RSA key has less than 2 KiB, a token with many groups less
+/// than 64.
 const MOST_BODY: usize = 256 * 1024;
-/// A pool this young has no connection that anybody could have forgotten.
+/// A pool this young has no connection that could have been dropped.
 const YOUNG: Duration = Duration::from_secs(1);
-/// A request that was given up counts as unanswered after this.
+/// A dropped request counts as unanswered after this time.
 const SILENCE: Duration = Duration::from_millis(250);
 
-/// Why there is no answer: neither address nor body is in it.
+/// Why there is no answer. It contains neither address nor body.
 #[derive(Clone, Debug)]
 pub(crate) struct Trouble {
     pub(crate) misconfigured: bool,
@@ -48,12 +49,12 @@ impl fmt::Display for Trouble {
 
 impl StdError for Trouble {}
 
-/// How a client is made.
+/// The settings of a client.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recipe {
-    /// Authorities that are trusted in place of the system's, PEM.
+    /// A PEM file of authorities that are trusted instead of the system's.
     pub(crate) ca_file: Option<PathBuf>,
-    /// Where hosts are, whatever DNS says.
+    /// The addresses of hosts, regardless of DNS.
     pub(crate) elsewhere: Vec<(String, SocketAddr)>,
 }
 
@@ -90,12 +91,12 @@ impl Recipe {
 
 /// A client and the connections in its pool.
 ///
-/// A connection may be dead without anybody knowing: a middlebox forgot it, and what is sent on it
-/// vanishes. So the pool in which a request met silence is not used any more.
+/// A connection may be dead without notice: a middlebox dropped it, and everything sent on it
+/// vanishes. So a pool in which a request met silence is not used again.
 struct Pool {
     client: Client,
-    /// For what goes in the clear: the identity service of this machine, at a link-local address. A
-    /// proxy (`HTTP_PROXY`) would see the token, and ask for that of its own machine.
+    /// For plain http, to the identity service of this machine at a link-local address. A proxy
+    /// (`HTTP_PROXY`) would see the token, and ask for that of its own machine.
     plain: Client,
     born: Instant,
     distrusted: AtomicBool,
@@ -145,7 +146,7 @@ impl Transport {
         if !pool.distrusted.load(Ordering::Relaxed) {
             return pool;
         }
-        // Two at the same time make two clients, and one of them serves.
+        // Two concurrent threads make two clients, one of which is used.
         match self.recipe.pool(self.roots.as_deref()) {
             Ok(next) => {
                 let next = Arc::new(next);
@@ -169,7 +170,7 @@ impl Transport {
         };
         let is_plain = request.url().scheme() == "http";
         if is_plain && !is_near(request.url().host_str().unwrap_or_default()) {
-            // As with a wrong certificate: this is not a server to be told anything.
+            // As with a wrong certificate, this server must not be sent anything.
             return Err(Trouble { misconfigured: true, text: IN_THE_CLEAR.to_owned() });
         }
         let client = if is_plain { &pool.plain } else { &pool.client };
@@ -191,8 +192,8 @@ impl Transport {
 const IN_THE_CLEAR: &str = "an identity service on another machine is not asked in the clear \
                             (IDENTITY_ENDPOINT)";
 
-/// This machine, or its link: there the identity services of virtual machines, App Service and
-/// containers are.
+/// Whether it is this machine or its link, where the identity services of virtual machines, App
+/// Service and containers are.
 fn is_near(host: &str) -> bool {
     match host.trim_matches(['[', ']']).parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) => address.is_loopback() || address.is_link_local(),
@@ -205,7 +206,7 @@ fn unsent() -> Trouble {
     Trouble { misconfigured: false, text: "the request cannot be built".to_owned() }
 }
 
-/// A request on its way. If its caller leaves without an answer, the pool that it used is judged.
+/// A request in flight. If its caller leaves without an answer, the pool that it used is judged.
 struct Asking<'a> {
     pool: &'a Pool,
     start: Instant,
@@ -240,7 +241,7 @@ impl Asking<'_> {
             if fits {
                 append(&mut body, &chunk);
             }
-            // Where nobody else holds the buffer.
+            // Succeeds if nobody else holds the buffer.
             if let Ok(mut chunk) = chunk.try_into_mut() {
                 chunk.zeroize();
             }
@@ -257,7 +258,7 @@ impl Asking<'_> {
 
     fn failed(&mut self, error: &reqwest::Error) -> Trouble {
         self.over = true;
-        // Where no connection came about, none was forgotten.
+        // If no connection was made, none was dropped.
         if !error.is_connect() {
             self.pool.distrust();
         }
@@ -337,7 +338,7 @@ mod tests {
         assert_eq!(*body, whole);
     }
 
-    /// What `HTTP_PROXY` says is read when a client is made, so this runs in a process of its own.
+    /// `HTTP_PROXY` is read when a client is made, so this runs in a separate process.
     #[test]
     fn what_goes_in_the_clear_passes_by_no_proxy() {
         const TARGET: &str = "WAXSEAL_TEST_PLAIN_TARGET";

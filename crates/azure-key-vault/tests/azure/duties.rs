@@ -1,5 +1,5 @@
-//! The roles that are generated for a domain, put in force at the stand-in: what each holder can
-//! do, and what not.
+//! The roles that are generated for a domain, applied to the stand-in: what each holder can and
+//! cannot do.
 
 use serde_json::{Value, json};
 use waxseal::WrappedDek;
@@ -190,8 +190,8 @@ async fn each_holder_in_a_managed_hsm_can_do_its_duty_and_nothing_else() {
     }
 }
 
-/// With RSA the vault still keeps the roles apart. That whoever has the public key needs no vault
-/// to wrap, no role can help.
+/// With RSA the vault still separates the roles. No role can prevent that a holder of the public
+/// key wraps without the vault.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_holder_in_a_vault_can_do_its_duty_and_nothing_else() {
     let roles = roles(&vault(), &holders().rewrappers([id(MOVER)])).unwrap();

@@ -1,5 +1,5 @@
-//! An environment that nobody cleaned: variables of other tools, stale files, proxies. It is a
-//! property of the process, so each case runs in one of its own.
+//! A dirty environment: variables of other tools, stale files, proxies. It belongs to the process,
+//! so each case runs in a separate one.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -83,7 +83,7 @@ impl Environment {
         answer
     }
 
-    /// With the variables of a client secret, and these in place of them.
+    /// With the variables of a client secret, and these instead of them.
     fn by_secret(&self, variables: &[(&str, &str)]) -> String {
         let authority = self.ground.azure.authority_host();
         let secret = format!("secret-of-{CLIENT}");
@@ -156,8 +156,8 @@ fn an_identity_service_on_another_machine_is_not_asked_in_the_clear() {
     assert!(answer.starts_with("unavailable"), "{answer}");
 }
 
-/// The identity service of App Service and containers: a token for whoever has the header. Returns
-/// its URL.
+/// The identity service of App Service and containers: a token for every caller with the header.
+/// Returns its URL.
 fn identity_service(ground: &Ground, status: &'static str) -> String {
     ground.azure.world().tokens.insert(
         "token-of-the-identity".to_owned(),

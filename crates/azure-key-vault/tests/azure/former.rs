@@ -82,7 +82,7 @@ async fn an_entry_under_another_key_s_name_is_refused() {
     assert_eq!(cards.unwrap(&alice, &wrapped).await.unwrap_err().class(), KekErrorClass::Invalid);
     both.unwrap(&alice, &wrapped).await.unwrap();
     let renamed = waxseal::WrappedDek::new(cards.id().clone(), wrapped.wrapped()).unwrap();
-    // Its version is none of that key.
+    // Its version is not one of that key.
     assert_eq!(both.unwrap(&alice, &renamed).await.unwrap_err().class(), KekErrorClass::Denied);
     let third = waxseal::WrappedDek::new(KekId::new(id(HSM, "third")).unwrap(), wrapped.wrapped());
     let error = both.unwrap(&alice, &third.unwrap()).await.unwrap_err();
@@ -103,14 +103,14 @@ async fn each_audience_has_its_token() {
     kek.wrap(&alice, &dek()).await.unwrap();
     let login = kek.login().unwrap();
     assert_eq!((login.logins, login.failures), (2, 0));
-    // Given up, and loaded anew.
+    // Abandoned, and loaded again.
     kek.close().await;
     assert_eq!(kek.login().unwrap().ends_in, None);
     kek.wrap(&alice, &dek()).await.unwrap();
     assert_eq!(kek.login().unwrap().logins, 3);
 }
 
-/// Whoever has its public key can wrap for a former RSA key, so readers have to accept that by
+/// Anyone with its public key can wrap for a former RSA key, so readers have to accept that by
 /// name.
 #[tokio::test]
 async fn a_former_key_that_wrapped_with_rsa_makes_the_kek_unauthenticated() {
@@ -139,7 +139,7 @@ async fn a_former_key_that_is_none_is_refused_by_name() {
     refused(&[id(HSM, "a"), id(HSM, "a")], "twice");
     refused(&[format!("{}/0a", id(HSM, "a"))], "version");
     refused(&[id("orders.vault.azure.cn", "a")], "another cloud");
-    refused(&["https://u:hunter2@orders.vault.azure.net/keys/a".to_owned()], "no vault");
+    refused(&["https://u:hunter2@orders.vault.azure.net/keys/a".to_owned()], "not a vault");
     let many: Vec<_> = (0..257).map(|n| id(HSM, &format!("a{n}"))).collect();
     refused(&many, "at most 256");
 }

@@ -137,7 +137,7 @@ async fn every_state_of_key_permission_and_network_has_its_class_and_passes() {
     }
 }
 
-/// A purged key is gone for good, and a new one of its name opens nothing of the old one.
+/// A purged key is gone permanently, and a new one of its name unwraps nothing of the old one.
 #[tokio::test]
 async fn a_purged_key_does_not_come_back_by_its_name() {
     let ground = Ground::new();
@@ -154,7 +154,7 @@ async fn a_purged_key_does_not_come_back_by_its_name() {
     kek.wrap(&context("alice"), &dek()).await.unwrap();
 }
 
-/// A rotation policy makes versions by itself: the next wrap uses the newest, and says so.
+/// A rotation policy makes versions automatically: the next wrap uses the newest, and says so.
 #[tokio::test]
 async fn old_versions_unwrap_until_they_are_disabled_one_by_one() {
     let ground = Ground::new();

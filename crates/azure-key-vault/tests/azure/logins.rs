@@ -90,7 +90,7 @@ async fn a_login_that_is_down_is_an_outage_and_one_that_refuses_is_misconfigured
     assert!(missing.to_string().contains("secret_file"), "{missing}");
 }
 
-/// The file is read anew with each login.
+/// The file is read again with each login.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_secret_that_was_replaced_is_used_at_the_next_login() {
     let ground = Ground::new();
@@ -133,7 +133,7 @@ async fn a_clock_that_is_off_is_no_denial() {
     let ground = Ground::new();
     let kek = ground.hsm("cards");
     kek.wrap(&context("alice"), &dek()).await.unwrap();
-    // The present token ends at once over there; a new one is good.
+    // The service revokes the present token at once; a new one is good.
     ground.azure.world().clock = 7200;
     kek.wrap(&context("alice"), &dek()).await.unwrap();
     assert_eq!(ground.azure.arrived("login"), 2);

@@ -69,8 +69,8 @@ impl TokenCredential for Moody {
     }
 }
 
-/// The first caller gives up. Whoever comes while the load hangs waits with it, and not for ever:
-/// later another load is begun beside it. A panic is an outage and no more.
+/// The first caller gives up. Callers that come while the load hangs wait with it, but not for
+/// ever: later another load starts in parallel. A panic is only an outage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_credential_that_hangs_or_panics_is_asked_anew() {
     let ground = Ground::new();

@@ -1,5 +1,5 @@
-//! What is left in memory of DEKs that went to Key Vault and came back. The stand-in is a process
-//! of its own.
+//! What is left in memory of DEKs that went to Key Vault and came back. The stand-in is a separate
+//! process.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -33,7 +33,7 @@ pub fn run(child: &str) -> Found {
         runtime.block_on(async { builder.build() }).unwrap()
     };
     let keks = vec![provider(HSM, Algorithm::A256Gcm), provider(VAULT, Algorithm::RsaOaep256)];
-    // The text of a whole DEK, or of its first 30 bytes where a digest stands behind it.
+    // The text of a whole DEK, or of its first 30 bytes if a digest follows it.
     let text = |dek: &[u8]| Zeroizing::new(BASE64URL_NOPAD.encode(&dek[..30]));
     Crossings { deks: DEKS, generated: false, text }.found(runtime, keks)
 }
