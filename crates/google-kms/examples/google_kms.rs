@@ -3,7 +3,7 @@
 //! `cargo run -p waxseal-google-kms --example google_kms -- KEY` takes a key of yours by its
 //! resource name, with application default credentials: it makes two `encrypt`, four `decrypt` (one
 //! of which is refused) and a `get`. Without KEY it starts the stand-in of the tests in this
-//! process, which is thrown away at the end.
+//! process, which is discarded at the end.
 
 use std::error::Error;
 

@@ -1,7 +1,6 @@
-//! What Cloud KMS is sent and answers, as JSON (REST v1).
+//! The requests and answers of Cloud KMS, as JSON (REST v1).
 //!
-//! proto3's JSON: bytes are base64, a 64-bit integer is a string, and what has its default value is
-//! left out.
+//! proto3's JSON: bytes are base64, a 64-bit integer is a string, and default values are left out.
 #![forbid(unsafe_code)]
 
 use base64ct::{Base64, Encoding};
@@ -13,11 +12,11 @@ use crate::format::{Naming, VersionNumber, crc32c};
 use crate::table::STATES;
 use waxseal::kek::{KekErrorClass, UnwrappedDek};
 
-/// Where a key is kept, and its cryptography done.
+/// Where a key is kept and used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Protection {
-    /// Nobody said yet, or something new.
+    /// Unknown, or a new level.
     Unknown = 0,
     Software = 1,
     Hsm = 2,
@@ -36,21 +35,21 @@ impl Protection {
     }
 }
 
-/// A wrapped DEK as Cloud KMS gave it.
+/// A wrapped DEK as Cloud KMS returned it.
 pub(crate) struct Wrapped {
     pub(crate) version: VersionNumber,
     pub(crate) ciphertext: Vec<u8>,
     pub(crate) protection: Protection,
 }
 
-/// A DEK, and whether the key's primary version had wrapped it.
+/// A DEK, and whether the key's primary version wrapped it.
 pub(crate) struct Unwrapped {
     pub(crate) dek: UnwrappedDek,
     pub(crate) used_primary: bool,
     pub(crate) protection: Protection,
 }
 
-/// What `cryptoKeys.get` said.
+/// The answer of `cryptoKeys.get`.
 pub(crate) struct Description {
     pub(crate) purpose: String,
     pub(crate) primary: Option<Primary>,
@@ -64,7 +63,8 @@ pub(crate) struct Primary {
 }
 
 impl Description {
-    /// Whether the key can be used, as far as this says; if not, what a use would come to.
+    /// Checks whether the key can be used according to this, and otherwise returns the failure of a
+    /// use.
     pub(crate) fn check_usable(&self, key: &str) -> Result<(), Failure> {
         if self.purpose != "ENCRYPT_DECRYPT" {
             let text = format!("{key} has purpose {}, not ENCRYPT_DECRYPT", self.purpose);
@@ -86,7 +86,7 @@ impl Description {
 
 // --- requests
 
-/// `{"NAME":"…","NAMECrc32c":"…","additionalAuthenticatedData":"…",…}`, written once, into a buffer
+/// Writes `{"NAME":"…","NAMECrc32c":"…","additionalAuthenticatedData":"…",…}` once, into a buffer
 /// of its size.
 pub(crate) fn request(name: &str, data: &[u8], aad: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut body = Zeroizing::new(Vec::with_capacity(data.len() * 4 / 3 + 512));
@@ -153,8 +153,8 @@ struct Encrypted {
     protection_level: Option<String>,
 }
 
-/// The answer to `encrypt`. What it says of another key, or was not checked, or does not fit its
-/// checksum is not believed: *unavailable*, so it is tried again.
+/// Reads the answer to `encrypt`. An answer is not trusted if it names another key, was not
+/// checked, or does not match its checksum. It is then *unavailable*, so the call is retried.
 pub(crate) fn encrypted(body: &[u8], key: &Naming) -> Result<Wrapped, Failure> {
     let not_believed =
         |what: &str| Failure::unavailable(format!("encrypt: the answer is not believed: {what}"));
@@ -186,7 +186,7 @@ struct Decrypted {
     protection_level: Option<String>,
 }
 
-/// The answer to `decrypt`, as [`encrypted`].
+/// Reads the answer to `decrypt`, like [`encrypted`].
 pub(crate) fn decrypted(body: &[u8]) -> Result<Unwrapped, Failure> {
     let not_believed =
         |what: &str| Failure::unavailable(format!("decrypt: the answer is not believed: {what}"));
@@ -202,7 +202,7 @@ pub(crate) fn decrypted(body: &[u8]) -> Result<Unwrapped, Failure> {
     Ok(Unwrapped { dek, used_primary: answer.used_primary, protection })
 }
 
-/// A DEK of whatever length out of base64; nobody has checked it yet.
+/// Decodes a DEK of any length from base64. Nobody has checked it yet.
 fn decode(text: &str) -> Option<UnwrappedDek> {
     let mut bytes = UnwrappedDek::new(vec![0; text.len() / 4 * 3]);
     let len = Base64::decode(text.as_bytes(), bytes.expose_mut()).ok()?.len();
@@ -237,7 +237,7 @@ struct Template {
     protection_level: Option<String>,
 }
 
-/// The answer to `cryptoKeys.get`.
+/// Reads the answer to `cryptoKeys.get`.
 pub(crate) fn described(body: &[u8], key: &Naming) -> Result<Description, Failure> {
     let not_understood = || Failure::not_understood("get");
     let answer: CryptoKey = serde_json::from_slice(body).map_err(|_| not_understood())?;

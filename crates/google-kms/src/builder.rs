@@ -1,4 +1,4 @@
-//! Builds a [`GoogleKmsKek`]: its options, and what is checked before Cloud KMS is asked.
+//! Builds a [`GoogleKmsKek`]: its options, and the checks before Cloud KMS is called.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -19,9 +19,9 @@ use waxseal::{CallBudget, EncryptionContext, Error, ErrorKind, KekId};
 const ENDPOINT: &str = "https://cloudkms.googleapis.com";
 const MOST_FORMER_KEYS: usize = 256;
 
-/// Configures a [`GoogleKmsKek`]. Only the key is required. By default credentials come from where
-/// Google's libraries look (application default credentials), environment variables included, so
-/// there is no `from_env`.
+/// Configures a [`GoogleKmsKek`]. Only the key is required. By default credentials come from the
+/// default sources of Google's libraries (application default credentials), including environment
+/// variables, so there is no `from_env`.
 #[must_use = "nothing happens until `build`"]
 pub struct GoogleKmsKekBuilder {
     key: String,
@@ -37,8 +37,8 @@ pub struct GoogleKmsKekBuilder {
 
 impl GoogleKmsKek {
     /// Starts the configuration for a key, by its resource name
-    /// `projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY`. Not by a version:
-    /// wrapping uses the primary one, and unwrapping finds the right one.
+    /// `projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY`. The name must not
+    /// include a version: wrapping uses the primary one, and unwrapping finds the right one.
     pub fn builder(key: impl Into<String>) -> GoogleKmsKekBuilder {
         GoogleKmsKekBuilder {
             key: key.into(),
@@ -67,13 +67,13 @@ impl GoogleKmsKekBuilder {
     /// identity federation (`external_account`), of an impersonated service account, or of a user.
     /// It is read when the first token is needed, and again after a failure.
     ///
-    /// Of the options that say where credentials come from, the one set last counts.
+    /// If several options set the source of credentials, the last one counts.
     pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.source = Source::File(path.into());
         self
     }
 
-    /// Gets tokens from the metadata server only, as on Compute Engine, Cloud Run and Google
+    /// Gets tokens only from the metadata server, as on Compute Engine, Cloud Run and Google
     /// Kubernetes Engine with workload identity. The variable `GCE_METADATA_HOST` names another
     /// host.
     pub fn metadata_server(mut self) -> Self {
@@ -88,16 +88,16 @@ impl GoogleKmsKekBuilder {
         self
     }
 
-    /// Uses credentials of your own, of the crate `google-cloud-auth`, version 1. What becomes of
-    /// them after an outage or a refusal is then up to them: the provider cannot make them anew.
+    /// Uses your own credentials, of the crate `google-cloud-auth`, version 1. They then handle
+    /// outages and refusals themselves, because the provider cannot make them again.
     pub fn credentials(mut self, credentials: Credentials) -> Self {
         self.source = Source::Given(credentials);
         self
     }
 
-    /// Sets the project whose quota the calls count against, if it is not that of the credentials.
-    /// The caller needs `serviceusage.services.use` there. Not with
-    /// [`credentials`](Self::credentials) of your own, which have theirs.
+    /// Sets the project whose quota the calls use, if it is not that of the credentials. The caller
+    /// needs `serviceusage.services.use` there. Not allowed with your own
+    /// [`credentials`](Self::credentials), which have a quota project.
     pub fn quota_project(mut self, project: impl Into<String>) -> Self {
         self.quota_project = Some(project.into());
         self
@@ -105,23 +105,23 @@ impl GoogleKmsKekBuilder {
 
     /// Sets another endpoint, such as a regional one
     /// (`https://cloudkms.europe-west3.rep.googleapis.com`) or one of Private Service Connect:
-    /// scheme, host and port. It must be `https`, except on this machine itself. By default
+    /// scheme, host and port. It must be `https`, except on this machine. By default
     /// `https://cloudkms.googleapis.com`, which serves keys in every location.
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         self.endpoint = Some(url.into());
         self
     }
 
-    /// Says that the key is in an external key manager (Cloud EKM), so that even the first call has
-    /// its timeout and budget. Not needed: the first answer says so.
+    /// Declares that the key is in an external key manager (Cloud EKM), so that even the first call
+    /// has its timeout and budget. Not required, since the first answer says so.
     pub fn external_key_manager(mut self, is_external: bool) -> Self {
         self.external_key_manager = is_external;
         self
     }
 
     /// Sets the call budget of the key and its former keys. Give the same budget to every provider
-    /// whose keys share a quota. By default a quarter of Google's default quota, for all keys of
-    /// the project and location in this process: 250 calls per second for software keys, 125 for
+    /// whose keys share a quota. By default it is a quarter of Google's default quota, for all keys
+    /// of the project and location in this process: 250 calls per second for software keys, 125 for
     /// HSM keys, 25 for external keys.
     pub fn call_budget(mut self, budget: CallBudget) -> Self {
         self.call_budget = Some(budget);
@@ -142,11 +142,11 @@ impl GoogleKmsKekBuilder {
         self
     }
 
-    /// Checks the options and builds the provider. It makes no call: a service starts without Cloud
-    /// KMS and without a token.
+    /// Checks the options and builds the provider. It makes no call, so a service starts without
+    /// Cloud KMS and without a token.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one
+    /// [`ErrorKind::InvalidOption`], naming the option, also outside a tokio runtime and in one
     /// without timers or IO.
     pub async fn build(self) -> Result<GoogleKmsKek, Error> {
         let spawner = Spawner::current().map_err(|why| invalid(format!("build: {why}")))?;
@@ -170,7 +170,7 @@ impl GoogleKmsKekBuilder {
         check_source(&self.source, self.quota_project.as_deref())?;
         let endpoint = self.endpoint.unwrap_or_else(|| ENDPOINT.to_owned());
         let origin = origin("endpoint", &endpoint)?;
-        // The system's root certificates are read.
+        // This reads the system's root certificates.
         let made = tokio::task::spawn_blocking(move || Transport::new(origin)).await;
         let transport = made
             .map_err(|_| invalid("build: the runtime ended meanwhile".to_owned()))?
@@ -204,7 +204,7 @@ fn key_id(option: &str, name: &str) -> Result<KekId, Error> {
     Err(invalid(format!("{option}: {shown}: {why}")))
 }
 
-/// Scheme, host and port of a URL that has nothing else.
+/// Returns scheme, host and port of a URL that has nothing else.
 fn origin(option: &str, url: &str) -> Result<String, Error> {
     let (shown, has_user) = without_user(url);
     let refused = |why: &str| Err(invalid(format!("{option}: {shown}: {why}")));
@@ -238,7 +238,7 @@ fn check_source(source: &Source, quota_project: Option<&str>) -> Result<(), Erro
         }
     }
     if let Source::Metadata(Some(url)) = source {
-        // These two are reached on the machine's own link only.
+        // These two are reached only on the machine's own link.
         let is_usual = ["http://metadata.google.internal", "http://169.254.169.254"]
             .contains(&url.trim_end_matches('/'));
         if !is_usual {

@@ -1,4 +1,4 @@
-//! The calls to Cloud KMS that the provider makes, each once, and what became of them.
+//! The provider's calls to Cloud KMS, each made once, and their outcomes.
 #![forbid(unsafe_code)]
 
 use zeroize::Zeroizing;
@@ -38,7 +38,7 @@ impl Service {
         self.transport.on_its_way()
     }
 
-    /// One call; once more with another token where Cloud KMS refuses the first.
+    /// Makes one call, and repeats it with another token if Cloud KMS refuses the first.
     async fn call(
         &self,
         operation: &str,
@@ -57,7 +57,7 @@ impl Service {
         self.once(operation, path, loaded, body()).await.map_err(|(failure, _)| failure)
     }
 
-    /// With a failure comes the generation of the token.
+    /// A failure comes with the generation of its token.
     async fn once(
         &self,
         operation: &str,
@@ -79,8 +79,8 @@ impl Service {
         Err((failure, generation))
     }
 
-    /// The additional authenticated data is the SHA-256 of the context: a context of the largest
-    /// size does not fit beside a DEK into the 8 KiB that an HSM key takes.
+    /// The additional authenticated data is the SHA-256 of the context: the largest context,
+    /// together with a DEK, would not fit into the 8 KiB that an HSM key accepts.
     pub(crate) async fn encrypt(
         &self,
         key: &Naming,

@@ -25,9 +25,9 @@ const PARAMETERS: [&str; 9] = [
     "health-context",
 ];
 
-/// The configuration of a [`GoogleKmsKek`] as data. It names the key, never a credential: those
-/// come from where Google's libraries look by default, from a file that is named here, or from code
-/// that adds [credentials](GoogleKmsKekBuilder::credentials) to the builder.
+/// The configuration of a [`GoogleKmsKek`] as data. It names the key, never a credential.
+/// Credentials come from the default sources of Google's libraries, from a file named here, or from
+/// code that adds [credentials](GoogleKmsKekBuilder::credentials) to the builder.
 ///
 /// It can be read from a file (feature `serde`; the fields are named like the methods) and from a
 /// URI, `google-kms://NAME?name=value&…` (the parameters are named like the methods, with `-` in
@@ -47,7 +47,7 @@ const PARAMETERS: [&str; 9] = [
 /// Items of a list are separated by commas (`former-keys=NAME,NAME`), the name and the value of a
 /// pair by an equals sign (`health-context=purpose=health`).
 ///
-/// What is out of range or contradicts something else is refused when the provider is
+/// Values that are out of range or contradict each other are refused when the provider is
 /// [built](GoogleKmsKekBuilder::build).
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -57,7 +57,7 @@ const PARAMETERS: [&str; 9] = [
 )]
 pub struct Config(Fields);
 
-/// What stands in a file.
+/// The fields in a file.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -214,8 +214,8 @@ impl GoogleKmsKek {
         Self::from_config(&uri.parse()?).build().await
     }
 
-    /// Starts a builder with what `config` says. What is set on the builder replaces it, and only
-    /// the builder takes [credentials](GoogleKmsKekBuilder::credentials) and a call budget.
+    /// Starts a builder with the options of `config`. Options set on the builder replace them. Only
+    /// the builder accepts [credentials](GoogleKmsKekBuilder::credentials) and a call budget.
     pub fn from_config(config: &Config) -> GoogleKmsKekBuilder {
         let fields = config.0.clone();
         let mut builder = Self::builder(fields.key)
@@ -252,7 +252,7 @@ impl FromStr for Config {
     /// Reads the URI.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the part that is wrong and showing no value.
+    /// [`ErrorKind::InvalidOption`], naming the part that is wrong without showing a value.
     fn from_str(text: &str) -> Result<Self, Error> {
         let uri = Uri::read(text, PREFIX, &PARAMETERS)?;
         if uri.place().contains('@') {

@@ -1,10 +1,10 @@
-//! The credentials that calls carry: where they come from, and when their source is asked anew.
+//! The credentials that calls carry: their sources, and when the source is asked again.
 //!
-//! google-cloud-auth keeps a token and renews it in a task of its own. What it leaves open is done
-//! here: after a refusal its task ends and repeats the refusal for ever; after an outage it waits
-//! ten seconds whoever calls; it sets no time limit; it panics when the runtime of its task has
-//! ended; and it does not learn that Cloud KMS refused a token. In each of these cases it is made
-//! anew.
+//! google-cloud-auth caches a token and renews it in its own task. It leaves several cases open.
+//! After a refusal its task ends and repeats the refusal forever. After an outage it waits ten
+//! seconds, even if calls arrive. It sets no time limit. It panics when the runtime of its task has
+//! ended. It does not learn that Cloud KMS refused a token. In each of these cases it is made again
+//! here.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -27,18 +27,17 @@ use crate::refusals::refusal;
 use crate::transport;
 use waxseal::kek::{KekErrorClass, Login};
 
-/// A token that takes so long may never come: the next caller asks anew.
+/// A token that takes this long may never come, so the next caller asks again.
 const SLOW: Duration = Duration::from_secs(10);
-/// While Cloud KMS refuses one token after the other, a new one is asked for no more often than
-/// this.
+/// The shortest interval between new tokens while Cloud KMS refuses one after the other.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 
-/// Where credentials come from.
+/// The sources of credentials.
 #[derive(Clone)]
 pub(crate) enum Source {
     /// `GOOGLE_APPLICATION_CREDENTIALS`, gcloud's file, the metadata server, in this order.
     ApplicationDefault,
-    /// A file of any type that Google hands out.
+    /// A file of any type that Google issues.
     File(PathBuf),
     /// The metadata server, at this URL if it is not the usual one.
     Metadata(Option<String>),
@@ -51,19 +50,19 @@ impl fmt::Debug for Source {
             Self::ApplicationDefault => "application default credentials",
             Self::File(_) => "a credentials file",
             Self::Metadata(_) => "the metadata server",
-            Self::Given(_) => "credentials that were handed in",
+            Self::Given(_) => "credentials from the caller",
         })
     }
 }
 
-/// A clone is another handle to the same.
+/// A cheap handle: clones share the same credentials.
 #[derive(Clone)]
 pub(crate) struct Keeper(Arc<Inner>);
 
 struct Inner {
     source: Source,
     quota_project: Option<String>,
-    /// Held by the one who makes the credentials.
+    /// Held while the credentials are being made.
     making: async_lock::Mutex<()>,
     state: Mutex<State>,
 }
@@ -71,12 +70,12 @@ struct Inner {
 #[derive(Default)]
 struct State {
     held: Option<Arc<Held>>,
-    /// Counts how often they were made.
+    /// How often they were made.
     generation: u64,
-    /// Tokens that came, and failures to get one.
+    /// Tokens obtained, and failures to get one.
     loads: u64,
     failures: u64,
-    /// When Cloud KMS last refused a token, and they were made anew.
+    /// When Cloud KMS last refused a token and they were made again.
     renewed: Option<Instant>,
     /// The last generation whose token Cloud KMS accepted.
     accepted: u64,
@@ -85,16 +84,16 @@ struct State {
 struct Held {
     credentials: Credentials,
     generation: u64,
-    /// Their task runs there.
+    /// The runtime of their task.
     runtime: tokio::runtime::Id,
     progress: Mutex<Progress>,
 }
 
 #[derive(Default)]
 struct Progress {
-    /// Of the last token.
+    /// The tag of the last token.
     tag: Option<EntityTag>,
-    /// Since when somebody waits.
+    /// Since when a caller has been waiting.
     waits_since: Option<Instant>,
 }
 
@@ -102,7 +101,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a call carries, and which credentials made it.
+/// The headers of a call, and the credentials that made them.
 pub(crate) struct Loaded {
     pub(crate) headers: HeaderMap,
     pub(crate) generation: u64,
@@ -127,14 +126,14 @@ impl Keeper {
         Login::new(state.loads, state.failures)
     }
 
-    /// Gives up what is kept. The next call makes it anew.
+    /// Drops everything cached. The next call makes it again.
     pub(crate) fn close(&self) {
         self.state().held = None;
     }
 
-    /// The headers of a call.
+    /// Returns the headers of a call.
     pub(crate) async fn load(&self) -> Result<Loaded, Failure> {
-        // Twice: a task that ended with its runtime is noticed by its panic only.
+        // Twice, since only a panic shows that the task ended with its runtime.
         match self.try_load().await {
             Err(None) => self.try_load().await,
             answer => answer,
@@ -146,7 +145,7 @@ impl Keeper {
         })
     }
 
-    /// `Err(None)` if the credentials' own task has ended.
+    /// Returns `Err(None)` if the credentials' task has ended.
     async fn try_load(&self) -> Result<Loaded, Option<Failure>> {
         let held = self.held().await.map_err(Some)?;
         lock(&held.progress).waits_since.get_or_insert_with(Instant::now);
@@ -176,7 +175,7 @@ impl Keeper {
         }
     }
 
-    /// Counts the failure. What may have failed for ever is left.
+    /// Counts the failure, and abandons credentials that may have failed permanently.
     fn failed(&self, generation: u64) {
         let mut state = self.state();
         state.failures += 1;
@@ -185,13 +184,14 @@ impl Keeper {
         }
     }
 
-    /// Cloud KMS accepted a token of that generation.
+    /// Records that Cloud KMS accepted a token of that generation.
     pub(crate) fn accepted(&self, generation: u64) {
         let mut state = self.state();
         state.accepted = state.accepted.max(generation);
     }
 
-    /// Cloud KMS refused a token of that generation. Whether there is, or can be, another one.
+    /// Records that Cloud KMS refused a token of that generation. Returns whether there is, or can
+    /// be, another one.
     pub(crate) fn renew(&self, refused: u64) -> bool {
         if matches!(self.0.source, Source::Given(_)) {
             return false;
@@ -209,17 +209,17 @@ impl Keeper {
         true
     }
 
-    /// Credentials whose task lives, and does not hang.
+    /// Returns the credentials if their task is alive and does not hang.
     fn usable(&self) -> Option<Arc<Held>> {
         let runtime = Handle::try_current().ok()?.id();
         let held = self.state().held.clone()?;
         let is_slow = lock(&held.progress).waits_since.is_some_and(|since| since.elapsed() >= SLOW);
-        // Those that were handed in are their owner's.
+        // Credentials from the user belong to the user.
         let is_given = matches!(self.0.source, Source::Given(_));
         (is_given || held.runtime == runtime && !is_slow).then_some(held)
     }
 
-    /// They are made in a task of its own, for whoever comes next if the caller leaves.
+    /// They are made in a separate task, so that the next caller gets them if this one leaves.
     async fn held(&self) -> Result<Arc<Held>, Failure> {
         if let Some(held) = self.usable() {
             return Ok(held);
@@ -237,7 +237,7 @@ impl Keeper {
             return Ok(held);
         }
         let (source, quota_project) = (self.0.source.clone(), self.0.quota_project.clone());
-        // Files are read, and the system's root certificates.
+        // This reads files, and the system's root certificates.
         let made = tokio::task::spawn_blocking(move || make(source, quota_project)).await;
         let credentials = match made {
             Ok(Ok(credentials)) => credentials,
@@ -262,8 +262,8 @@ impl Keeper {
     }
 }
 
-/// In a thread that belongs to a tokio runtime: their task is started there. The error is for an
-/// operator, and shows nothing of a file.
+/// Runs in a thread of a tokio runtime, where their task is started. The error is for an operator,
+/// and shows nothing from a file.
 fn make(source: Source, quota_project: Option<String>) -> Result<Credentials, String> {
     if !transport::has_roots() {
         return Err(format!("loading credentials failed: {}", transport::NO_ROOTS));

@@ -1,4 +1,4 @@
-//! The IAM policies of Cloud KMS that separate the duties for the KEKs of a data domain.
+//! Generates Cloud KMS IAM policies that separate the duties for the KEKs of a data domain.
 //!
 //! ```
 //! use waxseal::domain::DomainConfig;
@@ -24,12 +24,12 @@
 //! ```
 //!
 //! The documents are text for people and tools: the same input gives the same text. Administration
-//! has custom roles, since the predefined `roles/cloudkms.admin` joins what an administrator and an
-//! owner may do.
+//! has custom roles, since the predefined `roles/cloudkms.admin` combines the permissions of an
+//! administrator and an owner.
 //!
-//! IAM adds up: a grant on the key ring or the project counts too, and so does `roles/owner`. Keep
-//! the keys of a domain in a project of their own. Cloud KMS does not see the encryption context,
-//! so no policy can demand it: **give each domain a key of its own**.
+//! IAM grants add up: a grant on the key ring or the project counts too, and so does `roles/owner`.
+//! Keep the keys of a domain in a separate project. Cloud KMS does not see the encryption context,
+//! so no policy can require it. **Give each domain its own key**.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ const ENCRYPTER: &str = "roles/cloudkms.cryptoKeyEncrypter";
 const DECRYPTER: &str = "roles/cloudkms.cryptoKeyDecrypter";
 const VIEWER: &str = "roles/cloudkms.viewer";
 
-/// What a key administrator may: rotate, enable and disable. Not destroy, and not say who may.
+/// A key administrator's permissions: rotate, enable and disable, but neither destroy nor grant.
 const OF_ADMINISTRATORS: [&str; 7] = [
     "cloudkms.cryptoKeyVersions.create",
     "cloudkms.cryptoKeyVersions.get",
@@ -55,7 +55,7 @@ const OF_ADMINISTRATORS: [&str; 7] = [
     "cloudkms.cryptoKeys.getIamPolicy",
     "cloudkms.cryptoKeys.update",
 ];
-/// What a key owner may: say who may, destroy and restore.
+/// A key owner's permissions: grant, destroy and restore.
 const OF_OWNERS: [&str; 8] = [
     "cloudkms.cryptoKeyVersions.destroy",
     "cloudkms.cryptoKeyVersions.get",
@@ -88,7 +88,7 @@ struct DomainKey {
 pub struct GooglePoliciesBuilder(GooglePolicies);
 
 impl GooglePolicies {
-    /// Starts with who has which role, by members as IAM writes them: `user:`, `group:`,
+    /// Starts with the holders of each role, by members as IAM writes them: `user:`, `group:`,
     /// `serviceAccount:`, `principal://` and `principalSet://`.
     pub fn builder(duties: &Duties) -> GooglePoliciesBuilder {
         GooglePoliciesBuilder(Self {
@@ -132,7 +132,7 @@ impl GooglePolicies {
     }
 
     /// Returns the whole IAM policy of one of the domain's [keys](Self::keys), for `gcloud kms keys
-    /// set-iam-policy KEY FILE`. It replaces the one that is there. Break-glass has nothing in it.
+    /// set-iam-policy KEY FILE`. It replaces the existing policy. It gives break-glass nothing.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for another key.
@@ -144,8 +144,8 @@ impl GooglePolicies {
     }
 
     /// Returns the policy with which break-glass may decrypt until this time, such as
-    /// `2026-12-01T12:00:00Z`. Somebody else than its holder sets it. IAM ends it by itself; set
-    /// the [other one](Self::key_policy) afterwards.
+    /// `2026-12-01T12:00:00Z`. Someone other than its holder must set it. It expires on its own;
+    /// set the [normal policy](Self::key_policy) afterwards.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for another key, if nobody has the role, and for a time that is
@@ -175,7 +175,7 @@ impl GooglePolicies {
 
     fn find(&self, key: &str) -> Result<&DomainKey, Error> {
         let key = self.keys.iter().find(|candidate| candidate.name == key);
-        key.ok_or_else(|| invalid("this is no key of the domain"))
+        key.ok_or_else(|| invalid("this is not a key of the domain"))
     }
 
     /// Members by role.
@@ -208,14 +208,14 @@ impl GooglePolicies {
 }
 
 impl GooglePoliciesBuilder {
-    /// Accepts that who rewraps sees DEKs. Cloud KMS cannot rewrap, so a rewrapper has the roles of
-    /// a writer and of a reader. By default `build` refuses a domain that has rewrappers.
+    /// Accepts that rewrappers see DEKs. Cloud KMS cannot rewrap, so a rewrapper has the roles of a
+    /// writer and of a reader. By default `build` refuses a domain that has rewrappers.
     pub fn rewrappers_see_deks(mut self, accepted: bool) -> Self {
         self.0.rewrappers_see_deks = accepted;
         self
     }
 
-    /// Checks everything that will stand in a document.
+    /// Checks everything that will appear in a document.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] if a holder is not one person, group, service account or
@@ -228,7 +228,7 @@ impl GooglePoliciesBuilder {
         for role in Role::ALL {
             if let Some(member) = duties.holders(role).iter().find(|member| !is_member(member)) {
                 return Err(invalid(format!(
-                    "{role}: {member:?} is no member: user:, group:, serviceAccount:, \
+                    "{role}: {member:?} is not a member: user:, group:, serviceAccount:, \
                      principal:// or principalSet:// and a name"
                 )));
             }
@@ -281,7 +281,8 @@ fn written(document: &Value) -> String {
     format!("{document:#}\n")
 }
 
-/// One that IAM knows, and that cannot mean everybody. What is deleted, or a whole domain, is none.
+/// Whether IAM knows this kind of member, and it cannot mean everybody. Deleted members and whole
+/// domains are refused.
 fn is_member(member: &str) -> bool {
     let known = ["user:", "group:", "serviceAccount:", "principal://", "principalSet://"];
     let name = known.iter().find_map(|kind| member.strip_prefix(kind));

@@ -1,7 +1,8 @@
 //! Keys in an external key manager (Cloud EKM): what their failures mean, and how they are called.
 //!
 //! Google reports a failure of the external key manager as FAILED_PRECONDITION with two violations:
-//! the state of the key, and the "error domain". Only the domain tells an outage from a refusal.
+//! the state of the key, and the "error domain". Only the domain distinguishes an outage from a
+//! refusal.
 //!
 //! Source: "Cloud EKM error reference" (cloud.google.com/kms/docs/reference/ekm_errors), as of
 //! April 2026.
@@ -11,19 +12,18 @@ use waxseal::kek::KekErrorClass;
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
-/// An error domain and what it means. `docs/ekm.md` shows these rows; a test holds the two
-/// together.
+/// An error domain and what it means. `docs/ekm.md` shows these rows; a test compares them.
 pub(crate) const DOMAINS: &[(&str, KekErrorClass)] = &[
-    // The owner of the external key does not want it, or took it away.
+    // The owner of the external key disabled or removed it.
     ("EXTERNAL_PERMISSION_DENIED", Denied),
     ("EXTERNAL_NOT_FOUND", Denied),
-    // An operator: the key's URI, the manager's certificate, what the manager can do.
+    // An operator has to act: the key's URI, the manager's certificate, the manager's features.
     ("EXTERNAL_KEY_URI_INVALID", Misconfigured),
     ("EXTERNAL_KEY_HOST_NOT_WHITELISTED", Misconfigured),
     ("TLS_CERT", Misconfigured),
     ("EXTERNAL_NOT_IMPLEMENTED", Misconfigured),
-    // The manager did not answer, or not with sense. A name that cannot be resolved is an outage
-    // too: resolvers fail more often than names are mistyped.
+    // The manager gave no answer or no valid one. A name that cannot be resolved is an outage too,
+    // since resolvers fail more often than names are mistyped.
     ("DNS", Unavailable),
     ("UNREACHABLE_NETWORK", Unavailable),
     ("TIMEOUT", Unavailable),
@@ -31,14 +31,14 @@ pub(crate) const DOMAINS: &[(&str, KekErrorClass)] = &[
     ("UNEXPECTED_RESPONSE", Unavailable),
     ("EXTERNAL_SERVER_ERROR", Unavailable),
     ("UNEXPECTED_ERROR", Unavailable),
-    // Fewer calls, please.
+    // Too many calls.
     ("EXTERNAL_RESOURCE_EXHAUSTED", Throttled),
     ("OVERLOADED_EKM", Throttled),
     // This wrapped key, or this context with it.
     ("DECRYPTION_FAILED", Invalid),
 ];
 
-/// The meaning of the first violation whose type is an error domain.
+/// Returns the meaning of the first violation whose type is an error domain.
 pub(crate) fn class_of<'t>(violations: impl IntoIterator<Item = &'t str>) -> Option<KekErrorClass> {
     violations.into_iter().find_map(|kind| {
         DOMAINS.iter().find(|(domain, _)| *domain == kind).map(|(_, class)| *class)

@@ -1,4 +1,4 @@
-//! How a call failed, and what an answer that is no success means, by the rows of `table` and, of
+//! How a call failed, and what an unsuccessful answer means, by the rows of `table` and, for
 //! external key managers, of `ekm`.
 #![forbid(unsafe_code)]
 
@@ -13,12 +13,12 @@ use crate::table::{IAM, STATES, TABLE};
 
 use KekErrorClass::{Misconfigured, Throttled, Unavailable};
 
-/// Most characters of a service's text that are passed on.
+/// The maximum number of characters of a service's text that is passed on.
 const MOST_TEXT: usize = 500;
-/// No longer than this is a service's wish to be left alone passed on.
+/// The longest requested pause that is passed on.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// How a call failed, without a byte of request or answer but the service's own words.
+/// How a call failed. It contains no byte of request or answer except the service's own words.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) class: KekErrorClass,
@@ -26,9 +26,9 @@ pub(crate) struct Failure {
     pub(crate) retry_after: Option<Duration>,
     /// The service did not accept the token.
     pub(crate) is_of_credentials: bool,
-    /// Cloud KMS was asked.
+    /// Whether Cloud KMS was asked.
     asked: bool,
-    /// Something on the way refused this request.
+    /// Whether something between here and the service refused this request.
     on_the_way: bool,
 }
 
@@ -48,7 +48,7 @@ impl Failure {
         Self::new(Unavailable, text)
     }
 
-    /// What the provider knows by itself: nobody was asked.
+    /// Makes a failure that the provider decided without asking anybody.
     pub(crate) fn unasked(class: KekErrorClass, text: impl Into<String>) -> Self {
         Self { asked: false, ..Self::new(class, text) }
     }
@@ -57,7 +57,7 @@ impl Failure {
         Self::unavailable(format!("{operation}: the answer cannot be understood"))
     }
 
-    /// An answer that is no success: what it means.
+    /// Returns what an unsuccessful answer means.
     pub(crate) fn answered(
         operation: &str,
         http: u16,
@@ -76,8 +76,8 @@ impl Failure {
         }
     }
 
-    /// Not in the form of Google's APIs: a proxy, a gateway, a page of a front end. Only Cloud KMS
-    /// denies, and only it knows a ciphertext.
+    /// Handles an answer that is not in the form of Google's APIs: from a proxy, a gateway, or a
+    /// front end. Only Cloud KMS denies, and only it knows a ciphertext.
     fn by_something_else(
         operation: &str,
         http: u16,
@@ -129,7 +129,7 @@ struct Status {
     details: Vec<Detail>,
 }
 
-/// A detail of any type: the fields of those that matter.
+/// A detail of any type, with the fields that matter.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Detail {
@@ -154,8 +154,8 @@ struct Violation {
 }
 
 impl Detail {
-    /// Whether this is Google's own reason. Of a permission that is no right to a key it is another
-    /// matter.
+    /// Whether this is Google's own reason. A permission that does not concern a key is treated
+    /// separately.
     fn is(&self, reason: &str) -> bool {
         let is_google = self.domain == "googleapis.com" || self.domain.ends_with(".googleapis.com");
         let permission = self.metadata.get("permission").and_then(|name| name.as_str());
@@ -189,7 +189,7 @@ impl Status {
         {
             return class;
         }
-        // A message is only read where nothing says it in a form.
+        // The message is read only if no structured field decides.
         let is_read = self.status != "PERMISSION_DENIED" || self.reasons().next().is_none();
         let row = TABLE.iter().find(|(status, part, _)| {
             *status == self.status
@@ -209,7 +209,7 @@ impl Status {
         })
     }
 
-    /// The service's words, and of the details what tells an operator more: the reason, the
+    /// Returns the service's words, and the details that help an operator: the reason, the
     /// violations, and why Key Access Justifications refused.
     fn text(&self) -> String {
         let mut text = format!("{}: {}", tidy(&self.status), tidy(&self.message));
@@ -238,8 +238,8 @@ impl Status {
     }
 }
 
-/// The meaning of a state that an answer names, as `KEY_DISABLED` in a violation or as "current
-/// state is: DISABLED." in the message.
+/// Returns the meaning of a state that an answer names, as `KEY_DISABLED` in a violation or as
+/// "current state is: DISABLED." in the message.
 fn class_of_state(says: &str) -> Option<KekErrorClass> {
     let named = |state: &str| {
         let state = state.to_lowercase();
@@ -253,7 +253,7 @@ fn class_of_state(says: &str) -> Option<KekErrorClass> {
     STATES.iter().find(|(state, _)| named(state)).map(|(_, class)| *class)
 }
 
-/// The service's words without control characters, and not without end.
+/// Returns the service's words without control characters and of limited length.
 pub(crate) fn tidy(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MOST_TEXT).collect()
 }
@@ -346,7 +346,7 @@ mod tests {
         assert_eq!(of(iam, json!([])), Denied, "without details, as older answers are");
         assert_eq!(of("The caller does not have permission", json!([])), Denied);
         for (message, details) in [
-            // A permission that is no right to a key.
+            // A permission that is not a right to a key.
             ("x", json!([info(IAM, "googleapis.com", json!({ "permission": "serviceusage.x" }))])),
             // A gateway that uses Google's form, and Google's words with it.
             (iam, json!([info(IAM, "gateway.example.com", right.clone())])),

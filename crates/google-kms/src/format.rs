@@ -1,24 +1,24 @@
-//! What Google Cloud KMS calls things: the name of a key, the number of a version. And the checksum
-//! that it sends and checks.
+//! Google Cloud KMS's formats: the name of a key, the number of a version, and the checksum that it
+//! sends and checks.
 #![forbid(unsafe_code)]
 
 use std::sync::{Mutex, PoisonError};
 
 use crc::{CRC_32_ISCSI, Crc, Table};
 
-/// Between the name of a key and the number of a version.
+/// The separator between the name of a key and the number of a version.
 const VERSIONS: &str = "/cryptoKeyVersions/";
 
 static CRC32C: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISCSI);
 
-/// CRC-32C (Castagnoli), as "Data integrity guidelines" of Cloud KMS asks for it. Of a DEK it is as
-/// secret as the DEK.
+/// CRC-32C (Castagnoli), as required by "Data integrity guidelines" of Cloud KMS. The checksum of a
+/// DEK is as secret as the DEK.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     CRC32C.checksum(bytes)
 }
 
-/// The resource name of a key,
-/// `projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY`, in its parts.
+/// The parts of the resource name of a key,
+/// `projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct KeyName<'a> {
     pub(crate) project: &'a str,
@@ -26,7 +26,8 @@ pub(crate) struct KeyName<'a> {
 }
 
 impl<'a> KeyName<'a> {
-    /// `None` unless it has exactly that form: a version has no place in a message.
+    /// Reads a name. Returns `None` unless it has exactly that form: a version must not be in a
+    /// message.
     pub(crate) fn read(text: &'a str) -> Option<Self> {
         let mut parts = text.split('/');
         let mut next = |name: &str| {
@@ -58,14 +59,14 @@ impl KeyName<'_> {
     }
 }
 
-/// The name of a key as it was asked for, and how answers call it.
+/// The name of a key as requested, and as answers call it.
 ///
-/// A name has the project's id or its number, whichever the caller wrote, and no page says which of
-/// them stands in the answer. So one of either kind is taken for the other, but only one: an answer
-/// that calls the project by a third name is about another key.
+/// A name contains the project's id or its number, whichever the caller wrote, and no page says
+/// which of them appears in the answer. So one of either kind is accepted for the other, but only
+/// one: an answer with a third name is about another key.
 pub(crate) struct Naming {
     asked: Box<str>,
-    /// The other name of the project, as the last answer had it.
+    /// The other name of the project, from the last answer.
     other: Mutex<Option<Box<str>>>,
 }
 
@@ -78,7 +79,7 @@ impl Naming {
         &self.asked
     }
 
-    /// Whether this is the key.
+    /// Whether this names the key.
     pub(crate) fn is(&self, named: &str) -> bool {
         if named == &*self.asked {
             return true;
@@ -96,7 +97,7 @@ impl Naming {
         }
         let mut other = self.other.lock().unwrap_or_else(PoisonError::into_inner);
         match other.take() {
-            // Forgotten: nobody knows which of the two was wrong.
+            // Forgotten, since it is unknown which of the two was wrong.
             Some(before) if *before != *found.project => false,
             _ => {
                 *other = Some(found.project.into());
@@ -105,7 +106,7 @@ impl Naming {
         }
     }
 
-    /// The version that an answer names, if it is one of this key.
+    /// Returns the version that an answer names, if it belongs to this key.
     pub(crate) fn version(&self, named: &str) -> Option<VersionNumber> {
         let (key, number) = named.split_once(VERSIONS)?;
         let number = VersionNumber::read(number.as_bytes())?;
@@ -119,12 +120,12 @@ impl Naming {
 pub(crate) struct VersionNumber(pub(crate) u64);
 
 impl VersionNumber {
-    /// As it stands in the metadata of a wrapped key.
+    /// Reads it from the metadata of a wrapped key.
     pub(crate) fn of_meta(meta: &[u8]) -> Option<Self> {
         Self::read(meta)
     }
 
-    /// Decimal digits without anything before them.
+    /// Reads decimal digits without anything before them.
     fn read(digits: &[u8]) -> Option<Self> {
         let is_plain = (1..=20).contains(&digits.len())
             && digits.iter().all(u8::is_ascii_digit)

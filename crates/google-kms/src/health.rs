@@ -1,4 +1,4 @@
-//! Whether the key can be used: what Cloud KMS says of it, or what becomes of a use.
+//! Whether the key can be used: Cloud KMS's description of it, or the outcome of a use.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;

@@ -1,11 +1,11 @@
-//! How thoroughly a health check looks.
+//! How thorough a health check is.
 #![forbid(unsafe_code)]
 
-/// Says how [`health`](waxseal::kek::KekProvider::health), and with it
+/// Selects how [`health`](waxseal::kek::KekProvider::health), and with it
 /// [`start`](waxseal::EnvelopeBuilder::start), checks a key.
 ///
-/// `cryptoKeys.get` says that a key exists and that its primary version is enabled, **not that the
-/// caller may use it**. To know that, the check has to use it.
+/// `cryptoKeys.get` shows that a key exists and that its primary version is enabled, **not that the
+/// caller may use it**. To find that out, the check has to use it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[cfg_attr(
     feature = "serde",

@@ -1,4 +1,5 @@
-//! Which keys a provider uses, what is known of their versions, and how calls to them are advised.
+//! The keys that a provider uses, what is known of their versions, and the advice about calls to
+//! them.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -14,10 +15,10 @@ use waxseal::kek::CallAdvice;
 use waxseal::{CallBudget, Error};
 use waxseal::{KekId, WrappedDek};
 
-/// Entries whose version is known from `decrypt` alone.
+/// The maximum number of entries whose version is known only from `decrypt`.
 const MOST_SETTLED: usize = 4096;
 
-/// A call to an external key manager goes out of Google's network and back. Two such tries fit into
+/// A call to an external key manager leaves Google's network and returns. Two such tries fit into
 /// the default deadline of 5 s.
 const EXTERNAL_TIMEOUT: Duration = Duration::from_millis(2400);
 const EXTERNAL_BACKOFF: Duration = Duration::from_millis(100);
@@ -30,7 +31,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Key {
     pub(crate) id: KekId,
     pub(crate) naming: Naming,
-    /// A [`Protection`], as the last answer had it.
+    /// A [`Protection`], from the last answer.
     protection: AtomicU8,
     budget: Option<CallBudget>,
 }
@@ -61,7 +62,8 @@ impl Key {
         QUOTAS.iter().find(|quota| quota.of as u8 == protection).unwrap_or(&SOFTWARE)
     }
 
-    /// How calls to this key are advised: the quota's part, and for an external key more time.
+    /// Returns the advice about calls to this key: a part of the quota, and more time for an
+    /// external key.
     pub(crate) fn advice(&self) -> CallAdvice {
         let quota = self.quota();
         let advice = CallAdvice::default();
@@ -77,7 +79,7 @@ impl Key {
     }
 }
 
-/// A quarter of the default quota that a key of this kind falls under ("Quotas" of Cloud KMS), so
+/// A quarter of the default quota that applies to a key of this kind ("Quotas" of Cloud KMS), so
 /// that several hosts fit into it.
 struct Quota {
     of: Protection,
@@ -97,8 +99,8 @@ const QUOTAS: [Quota; 3] = [
     Quota { of: Protection::External, name: "external", per_second: 25, in_flight: 16 },
 ];
 
-/// The default budgets, by quota, project and location: whichever envelope and whichever key, it is
-/// the same in this process.
+/// The default budgets, by quota, project and location. All envelopes and keys in this process
+/// share them.
 static BUDGETS: Mutex<BTreeMap<String, CallBudget>> = Mutex::new(BTreeMap::new());
 
 fn shared_budget(quota: &Quota, key: &str) -> Result<CallBudget, Error> {
@@ -121,12 +123,12 @@ pub(crate) struct Keys {
     primary: Mutex<Option<Known>>,
 }
 
-/// The primary version, as far as anybody said.
+/// The primary version, if known.
 #[derive(Clone, Copy)]
 struct Known {
     version: VersionNumber,
-    /// When the question was asked, not when the answer came: a late answer does not replace a
-    /// newer one.
+    /// When the question was asked, not when the answer came, so that a late answer does not
+    /// replace a newer one.
     asked: Instant,
 }
 
@@ -135,12 +137,12 @@ impl Keys {
         Self { own, former, primary: Mutex::default() }
     }
 
-    /// The key of an entry; `None` if it is not for this provider.
+    /// Returns the key of an entry; `None` if it is not for this provider.
     pub(crate) fn find(&self, kek_id: &KekId) -> Option<&Key> {
         std::iter::once(&self.own).chain(&self.former).find(|key| &key.id == kek_id)
     }
 
-    /// The number of the primary version of the key that wraps.
+    /// Returns the number of the primary version of the key that wraps.
     pub(crate) fn primary(&self) -> Option<VersionNumber> {
         lock(&self.primary).map(|known| known.version)
     }
@@ -168,15 +170,15 @@ impl Keys {
     }
 }
 
-/// What `decrypt` said of the version that made an entry: it was the primary one, or not.
+/// What `decrypt` said about the version that made an entry: whether it was the primary one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Made {
     By(VersionNumber),
     NotBy(VersionNumber),
 }
 
-/// What `decrypt` said of entries. It counts more than what an entry says of itself, which anybody
-/// may have written.
+/// What `decrypt` said about entries. It takes precedence over what an entry says, which anyone may
+/// have written.
 #[derive(Default)]
 pub(crate) struct Settled(Mutex<SettledEntries>);
 
@@ -190,8 +192,8 @@ struct SettledEntries {
 impl Settled {
     /// `primary` is the primary version, if it was known to be the same before and after the call.
     ///
-    /// An entry that names another version, and that the primary one opened, says nothing: either
-    /// it lies, or the key was rotated and nobody here knows yet.
+    /// If an entry names another version and the primary one opened it, that says nothing: either
+    /// the entry is wrong, or the key was rotated and this process does not know yet.
     pub(crate) fn learn(
         &self,
         wrapped: &WrappedDek,

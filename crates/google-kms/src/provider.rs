@@ -1,4 +1,4 @@
-//! The provider: what the library asks of a KEK, put into calls of Cloud KMS.
+//! The provider: translates the library's requests to calls of Cloud KMS.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -20,15 +20,15 @@ use waxseal::kek::{
 };
 use waxseal::{Dek, EncryptionContext, KekId, WrappedDek};
 
-/// Requests that `wrap_many` and its kind make at the same time.
+/// The number of requests that `wrap_many` and the like make at the same time.
 const AT_ONCE: usize = 16;
 
 /// Wraps DEKs by one key of Google Cloud KMS. A clone is another handle to the same provider.
 ///
 /// Its id is the key's resource name,
 /// `projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY`. Its calls run on the tokio
-/// runtime in which it was built, on whatever executor its futures are polled. When that runtime
-/// has ended, they run on that of a later caller.
+/// runtime in which it was built, whichever executor polls its futures. If that runtime has ended,
+/// they run on that of a later caller.
 ///
 /// # What Cloud KMS gets
 ///
@@ -40,21 +40,20 @@ const AT_ONCE: usize = 16;
 /// | `rewrap` | `decrypt` and `encrypt`: **two requests, and the DEK comes into the process**, since Cloud KMS does not rewrap |
 /// | `health`, [`GoogleKmsKek::read_key`] | `cryptoKeys.get`; `health` uses the key instead, where [`HealthCheck`] says so |
 ///
-/// The encryption context goes along as its SHA-256, as additional authenticated data: Cloud KMS
-/// enforces it, and does not see it. A context of 8,192 bytes would not fit beside a DEK, since an
-/// HSM key takes 8 KiB of both together.
+/// The encryption context is sent as its SHA-256, as additional authenticated data. Cloud KMS
+/// enforces it, but does not see it. A context of 8,192 bytes would not fit together with a DEK,
+/// since an HSM key accepts 8 KiB for both.
 ///
-/// Every request carries CRC-32C checksums of its data, and every answer is believed only if it
-/// says that they were verified, if its own checksum fits, and if it names the key that was asked.
-/// Where the key was named by the number of its project, an answer may have the project's id, and
-/// the other way round.
+/// Every request carries CRC-32C checksums of its data. An answer is trusted only if it says that
+/// they were verified, if its own checksum matches, and if it names the requested key. If the key
+/// was named by the number of its project, an answer may have the project's id, and the reverse.
 ///
 /// # Which version wrapped a DEK
 ///
 /// The metadata of a wrapped key is the number of the version in decimal digits, as `encrypt` named
 /// it. The primary version is known from the last `encrypt` of this process, from `health` and from
-/// [`read_key`](Self::read_key). `decrypt` says whether the primary version was used, so an entry
-/// that this process unwrapped is settled by that, whatever its metadata says.
+/// [`read_key`](Self::read_key). `decrypt` says whether the primary version was used, so that
+/// decides for an entry that this process has unwrapped, whatever its metadata says.
 #[derive(Clone)]
 pub struct GoogleKmsKek(pub(crate) Arc<Inner>);
 
@@ -67,7 +66,7 @@ pub(crate) struct Inner {
     pub(crate) settled: Settled,
 }
 
-/// Describes a key, as [`GoogleKmsKek::read_key`] found it.
+/// The description of a key, as [`GoogleKmsKek::read_key`] found it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -76,19 +75,18 @@ pub struct KeyInfo {
     pub name: String,
     /// The number of its primary version; `None` if it has none.
     pub primary_version: Option<u64>,
-    /// The state of the primary version, in the words of Cloud KMS, such as `ENABLED` or
+    /// The state of the primary version, in Cloud KMS's words, such as `ENABLED` or
     /// `DESTROY_SCHEDULED`.
     pub state: Option<String>,
-    /// The protection level in the words of Cloud KMS: `SOFTWARE`, `HSM`, `EXTERNAL`,
-    /// `EXTERNAL_VPC`.
+    /// The protection level in Cloud KMS's words: `SOFTWARE`, `HSM`, `EXTERNAL`, `EXTERNAL_VPC`.
     pub protection_level: String,
-    /// What it is for, in the words of Cloud KMS; a KEK is `ENCRYPT_DECRYPT`.
+    /// Its purpose, in Cloud KMS's words; a KEK is `ENCRYPT_DECRYPT`.
     pub purpose: String,
 }
 
 impl GoogleKmsKek {
-    /// Calls `cryptoKeys.get` now. Useful at the start of a service, to fail early, and before a
-    /// run that rewraps, so that [`is_current`](KekProvider::is_current) knows the primary version.
+    /// Calls `cryptoKeys.get` now. Use it at the start of a service, to fail early, and before a
+    /// rewrap run, so that [`is_current`](KekProvider::is_current) knows the primary version.
     ///
     /// # Errors
     /// Those of Cloud KMS.
@@ -107,7 +105,7 @@ impl GoogleKmsKek {
     }
 
     /// Runs a call on the provider's runtime. If the future is dropped before the answer, the
-    /// connections that it used are suspected at once.
+    /// connections that it used are no longer trusted.
     async fn call<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
@@ -118,7 +116,7 @@ impl GoogleKmsKek {
         answer
     }
 
-    /// One result for each call, in order, so many at the same time.
+    /// Returns one result for each call, in order, with a bounded number at the same time.
     fn many<'a, T: Send + 'a>(
         calls: impl Iterator<Item = BoxFuture<'a, Result<T, KekError>>>,
     ) -> BoxFuture<'a, Vec<Result<T, KekError>>> {
@@ -128,7 +126,7 @@ impl GoogleKmsKek {
 }
 
 impl Inner {
-    /// The key that wraps, as it is now.
+    /// Describes the key that wraps now.
     pub(crate) async fn describe(&self) -> Result<Description, Failure> {
         let (own, asked) = (&self.keys.own, Instant::now());
         let found = self.service.get(&own.naming).await?;
@@ -183,21 +181,23 @@ impl KekProvider for GoogleKmsKek {
         self.0.keys.find(kek_id).is_some()
     }
 
-    /// The key. Its advice is a quarter of the quota that its protection level falls under, and for
-    /// an external key more time (docs/ekm.md). The level is known from the first answer on.
+    /// Returns the key as the target. Its advice is a quarter of the quota of its protection level,
+    /// and more time for an external key (docs/ekm.md). The level is known from the first answer
+    /// on.
     fn target(&self, kek_id: &KekId) -> CallTarget {
         let key = self.0.keys.find(kek_id).unwrap_or(&self.0.keys.own);
         CallTarget::new(key.name()).with_advice(key.advice())
     }
 
-    /// Cloud KMS authenticates the SHA-256 of the encryption context with the wrapped key.
+    /// Returns enforced: Cloud KMS authenticates the SHA-256 of the encryption context with the
+    /// wrapped key.
     fn context_binding(&self) -> ContextBinding {
         ContextBinding::Enforced
     }
 
-    /// What `decrypt` said of the entry in this process counts, else the version in the metadata.
-    /// `None` for an entry without either, and while the primary version is not known. An entry of
-    /// a former key is not current.
+    /// Uses what `decrypt` said about the entry in this process, or else the version in the
+    /// metadata. `None` for an entry without either, and while the primary version is not known. An
+    /// entry of a former key is not current.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         self.0.keys.is_current(wrapped, &self.0.settled)
     }
@@ -206,7 +206,7 @@ impl KekProvider for GoogleKmsKek {
         use crate::format::VersionNumber;
         let version = match self.0.settled.of(wrapped) {
             Some(Made::By(version)) => Some(version),
-            // It is known only which one it was not.
+            // It is only known which version it was not.
             Some(Made::NotBy(not)) => {
                 VersionNumber::of_meta(wrapped.meta()).filter(|version| *version != not)
             }
@@ -262,18 +262,18 @@ impl KekProvider for GoogleKmsKek {
         Self::many(items.iter().map(|(context, wrapped)| self.rewrap(context, wrapped)))
     }
 
-    /// Of the credentials: tokens that came, and failures to get one.
+    /// Returns the state of the credentials: tokens obtained, and failures to get one.
     fn login(&self) -> Option<Login> {
         Some(self.0.service.login())
     }
 
-    /// As [`HealthCheck`] says: by default asks `cryptoKeys.get`, and so needs the permission for
-    /// it, which the roles that encrypt and decrypt do not have.
+    /// Checks the key as [`HealthCheck`] selects. By default it calls `cryptoKeys.get`, and needs
+    /// permission for that, which the roles that encrypt and decrypt do not have.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(self.call(self.0.clone().health()))
     }
 
-    /// Gives up the token. Cloud KMS keeps no login, and the token stays valid until it ends.
+    /// Drops the token. Cloud KMS keeps no login, and the token stays valid until it expires.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async { self.0.service.keeper().close() })
     }

@@ -1,7 +1,7 @@
 //! What a failure to load credentials means: an outage of their source, or a refusal.
 //!
-//! Nothing that a source says is passed on but a status and a code that is known: an answer of a
-//! token service, or a file, may hold a secret.
+//! Nothing from a source is passed on except a status and a known code: an answer of a token
+//! service, or a file, may contain a secret.
 #![forbid(unsafe_code)]
 
 use std::error::Error as StdError;
@@ -13,7 +13,7 @@ use waxseal::kek::KekErrorClass;
 
 use KekErrorClass::{Misconfigured, Throttled, Unavailable};
 
-/// What token services say why (RFC 6749, section 5.2; RFC 8693, section 2.2.2).
+/// Reasons that token services give (RFC 6749, section 5.2; RFC 8693, section 2.2.2).
 const CODES: &[&str] = &[
     "invalid_grant",
     "invalid_client",
@@ -25,9 +25,9 @@ const CODES: &[&str] = &[
     "access_denied",
 ];
 
-/// `error` is the library's, and `is_transient` what it says of it: it calls what cannot pass
-/// without anybody acting *not transient*. An answer that it cannot read is no refusal, whatever it
-/// calls it: a proxy's page, or half an answer.
+/// `error` is the library's, and `is_transient` is its opinion: it calls a failure *not transient*
+/// if somebody has to act. An answer that it cannot read is not a refusal, whatever it is called:
+/// it may be a proxy's page, or half an answer.
 pub(crate) fn refusal(error: &(dyn StdError + 'static), is_transient: bool) -> Failure {
     let chain = || {
         let mut next = Some(error);

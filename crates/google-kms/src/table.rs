@@ -1,5 +1,5 @@
-//! What the answers of Google Cloud KMS mean: one table, by status and, where that says too little,
-//! by reason, violation or message. Those of external key managers are in `ekm`.
+//! What the answers of Google Cloud KMS mean: one table, by status and, if that is not enough, by
+//! reason, violation or message. Those of external key managers are in `ekm`.
 //!
 //! Sources: AIP-193 and `google.rpc.Status`; `google.api.ErrorReason` (googleapis); "Key version
 //! states" and "Troubleshooting" of Cloud KMS; the messages as public issue threads show them.
@@ -9,10 +9,10 @@ use waxseal::kek::KekErrorClass;
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
-/// The state of a key version, and what a use of it comes to. ENABLED is not here.
+/// The state of a key version, and the outcome of a use. ENABLED is not listed.
 ///
-/// A version that is not there yet is an outage that passes. One that somebody disabled or destroys
-/// is a refusal. One that never came to be needs an operator.
+/// A version that is not ready yet is a temporary outage. A version that somebody disabled or
+/// destroyed is a refusal. A version that was never created needs an operator.
 pub(crate) const STATES: &[(&str, KekErrorClass)] = &[
     ("DISABLED", Denied),
     ("DESTROY_SCHEDULED", Denied),
@@ -25,7 +25,7 @@ pub(crate) const STATES: &[(&str, KekErrorClass)] = &[
     ("IMPORT_FAILED", Misconfigured),
 ];
 
-/// What an answer says, beside its status.
+/// The parts of an answer apart from its status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Says {
     /// The reason of a `google.rpc.ErrorInfo` whose domain is one of Google's.
@@ -37,14 +37,14 @@ pub(crate) enum Says {
 
 use Says::{Anything, Reason, Text};
 
-/// A status, what the answer says, and what that means. The first row that fits counts.
+/// A status, a part of the answer, and what that means. The first match counts.
 ///
-/// PERMISSION_DENIED is *denied* only where IAM refuses the use of the key. The API of a project,
-/// its billing, a perimeter, an organization's policy and the state of an account are an
-/// operator's: they say nothing about the key. So is what nobody has read before: it ends DEKs at
-/// `max_age`, not at once. Where there is an `ErrorInfo`, it decides and not the message.
+/// PERMISSION_DENIED is *denied* only if IAM refuses the use of the key. The API of a project, its
+/// billing, a perimeter, an organization's policy and the state of an account need an operator and
+/// say nothing about the key. So do unknown reasons: they end DEKs at `max_age`, not at once. If
+/// there is an `ErrorInfo`, it decides and not the message.
 ///
-/// `docs/google-kms.md` shows these rows; a test holds the two together.
+/// `docs/google-kms.md` shows these rows; a test compares them.
 pub(crate) const TABLE: &[(&str, Says, KekErrorClass)] = &[
     // The caller's identity.
     ("UNAUTHENTICATED", Anything, Misconfigured),
@@ -53,25 +53,26 @@ pub(crate) const TABLE: &[(&str, Says, KekErrorClass)] = &[
     ("PERMISSION_DENIED", Text("permission 'cloudkms."), Denied),
     ("PERMISSION_DENIED", Text("the caller does not have permission"), Denied),
     ("PERMISSION_DENIED", Anything, Misconfigured),
-    // The key, its versions, its ring. Something else that is missing is on the way to them.
+    // The key, its versions, its key ring. If anything else is missing, the request did not reach
+    // them.
     ("NOT_FOUND", Text("cryptokey"), Denied),
     ("NOT_FOUND", Text("keyring"), Denied),
     ("NOT_FOUND", Anything, Misconfigured),
     // The key itself. Its states come before these.
     ("FAILED_PRECONDITION", Text("no primary version"), Misconfigured),
     ("FAILED_PRECONDITION", Text("purpose"), Misconfigured),
-    // Whatever is not known is never taken for a refusal.
+    // Unknown reasons are never taken for a refusal.
     ("FAILED_PRECONDITION", Anything, Unavailable),
-    // A checksum that does not fit was damaged on the way: try again.
+    // A checksum that does not match was damaged in transit: try again.
     ("INVALID_ARGUMENT", Text("checksum"), Unavailable),
-    // Of the caller's project, whatever was sent: no message is to blame.
+    // A verdict on the caller's project, whatever was sent, so no message is to blame.
     ("INVALID_ARGUMENT", Reason("RESOURCE_PROJECT_INVALID"), Misconfigured),
     // This wrapped key, or this context with it.
     ("INVALID_ARGUMENT", Text("verify that 'name' refers to the correct cryptokey"), Invalid),
     ("INVALID_ARGUMENT", Text("the ciphertext is invalid"), Invalid),
     ("INVALID_ARGUMENT", Anything, Invalid),
     ("OUT_OF_RANGE", Anything, Invalid),
-    // Fewer calls, please.
+    // Too many calls.
     ("RESOURCE_EXHAUSTED", Anything, Throttled),
     // The service itself.
     ("ABORTED", Anything, Unavailable),
@@ -84,7 +85,7 @@ pub(crate) const TABLE: &[(&str, Says, KekErrorClass)] = &[
     ("UNIMPLEMENTED", Anything, Misconfigured),
 ];
 
-/// IAM refuses a permission, which stands in the metadata.
+/// IAM refuses a permission, which the metadata names.
 pub(crate) const IAM: &str = "IAM_PERMISSION_DENIED";
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Sends one request, once, and reads a bounded answer. It knows nothing of Cloud KMS.
 //!
-//! A connection that waits in the client's pool may be dead without anybody knowing: a NAT gateway
-//! or load balancer forgot it, and sends nothing for it. So after a request that was not answered,
-//! the pool from which it drew is left, and the next request has a new client, which has no
-//! connection yet.
+//! A connection in the client's pool may be dead without notice: a NAT gateway or load balancer
+//! dropped it without sending anything. So after an unanswered request, its pool is abandoned, and
+//! the next request has a new client without connections.
 #![forbid(unsafe_code)]
 
 use std::error::Error as _;
@@ -23,13 +22,13 @@ use crate::errors::{Failure, tidy};
 use waxseal::kek::KekErrorClass;
 use waxseal::kek::toolkit::certificates;
 
-/// A request that was given up counts as not answered once it took several times as long as answers
-/// do, within these bounds.
+/// A dropped request counts as unanswered once it took several times as long as usual, within these
+/// bounds.
 const SILENCE_IN_ANSWERS: u32 = 8;
 const SHORTEST_SILENCE: Duration = Duration::from_millis(25);
 const LONGEST_SILENCE: Duration = Duration::from_millis(400);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The longest answer that is read. One with the largest wrapped key has 12 KiB.
+/// The maximum size of an answer. One with the largest wrapped key has 12 KiB.
 const MOST: usize = 64 * 1024;
 
 pub(crate) const IN_THE_CLEAR: &str =
@@ -44,21 +43,21 @@ pub(crate) struct Transport {
     pool: ArcSwap<Pool>,
 }
 
-/// A client, and what is known of its connections.
+/// A client, and the state of its connections.
 struct Pool {
     client: Client,
-    /// A pool in which nothing was answered holds no connection that waits: nothing in it can be
-    /// worse than a new one.
+    /// A pool in which nothing was answered holds no idle connection, so a new pool could not be
+    /// better.
     has_answered: AtomicBool,
-    /// How long answers take, in microseconds, smoothed.
+    /// The usual latency in microseconds, smoothed.
     usual: AtomicU64,
     is_left: AtomicBool,
 }
 
-/// What came back, whatever its status.
+/// The answer, whatever its status.
 pub(crate) struct Reply {
     pub(crate) status: u16,
-    /// In seconds (RFC 9110, section 10.2.3); a date is not read.
+    /// In seconds (RFC 9110, section 10.2.3); a date is ignored.
     pub(crate) retry_after: Option<Duration>,
     pub(crate) body: Zeroizing<Vec<u8>>,
 }
@@ -89,20 +88,20 @@ impl Transport {
         if !pool.is_left.load(Ordering::Acquire) {
             return pool;
         }
-        // Two that find it at once make two, of which one is used.
+        // Two concurrent threads make two clients, one of which is used.
         let Ok(new) = Pool::new(self.is_plain) else { return pool };
         let new = Arc::new(new);
         self.pool.compare_and_swap(&pool, new);
         self.pool.load_full()
     }
 
-    /// Notes that a call is on its way, for a caller that may drop it: the spawned task is dropped
+    /// Records that a call is in flight, for a caller that may drop it: the spawned task is dropped
     /// too late for the next try.
     pub(crate) fn on_its_way(&self) -> OnItsWay {
         OnItsWay { pool: Some(self.pool.load_full()), began: Instant::now() }
     }
 
-    /// Sends a request to `path`; with a body it is a POST, else a GET.
+    /// Sends a request to `path`: a POST if it has a body, and otherwise a GET.
     pub(crate) async fn send(
         &self,
         operation: &str,
@@ -146,14 +145,14 @@ impl Transport {
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER);
         let retry_after = retry_after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        // Of its size from the start: it does not grow, and so leaves no copy behind.
+        // Allocated at full size: it does not grow, and so leaves no copy behind.
         let mut body = Zeroizing::new(Vec::with_capacity(MOST));
         while let Some(chunk) = response.chunk().await.map_err(|error| failed(&error))? {
             let fits = body.len() + chunk.len() <= MOST;
             if fits {
                 body.extend_from_slice(&chunk);
             }
-            // Where nobody else holds the buffer; what the connection's own buffers keep is out of
+            // Succeeds if nobody else holds the buffer. The connection's own buffers are out of
             // reach.
             if let Ok(mut chunk) = chunk.try_into_mut() {
                 chunk.zeroize();
@@ -168,9 +167,8 @@ impl Transport {
 }
 
 impl Pool {
-    /// A proxy of the environment (`HTTPS_PROXY`, `NO_PROXY`) is used, but not for what goes in the
-    /// clear: that stays on this machine. HTTP/1.1, so that a connection that died takes one
-    /// request with it.
+    /// Proxies of the environment (`HTTPS_PROXY`, `NO_PROXY`) are used, except for plain http,
+    /// which stays on this machine. HTTP/1.1, so that a dead connection affects only one request.
     fn new(is_plain: bool) -> Result<Self, reqwest::Error> {
         let client = Client::builder()
             .tls_backend_rustls()
@@ -189,10 +187,10 @@ impl Pool {
         })
     }
 
-    /// An answer came over one of its connections.
+    /// Records an answer over one of its connections.
     fn answered(&self, elapsed: Duration) {
         let elapsed = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).min(1 << 32);
-        // A lost update costs nothing.
+        // A lost update does no harm.
         let usual = match self.usual.load(Ordering::Relaxed) {
             0 => elapsed,
             usual => (usual * 7 + elapsed) / 8,
@@ -201,14 +199,14 @@ impl Pool {
         self.has_answered.store(true, Ordering::Release);
     }
 
-    /// No answer came: what waits in it is not drawn any more.
+    /// Abandons the pool after a missing answer, so that its idle connections are not used.
     fn leave(&self) {
         if self.has_answered.load(Ordering::Acquire) {
             self.is_left.store(true, Ordering::Release);
         }
     }
 
-    /// A call was given up that had begun at `began`.
+    /// Records that a call was dropped that had begun at `began`.
     fn given_up(&self, began: Instant) {
         let usual = Duration::from_micros(self.usual.load(Ordering::Relaxed));
         let silence =
@@ -219,14 +217,14 @@ impl Pool {
     }
 }
 
-/// A call that is on its way: if it is dropped without an answer, the pool learns of it at once.
+/// A call in flight. If it is dropped without an answer, the pool learns of it at once.
 pub(crate) struct OnItsWay {
     pool: Option<Arc<Pool>>,
     began: Instant,
 }
 
 impl OnItsWay {
-    /// It was answered, or failed in a way that is told otherwise.
+    /// Records that it was answered, or failed in a way that is reported elsewhere.
     pub(crate) fn over(mut self) {
         self.pool = None;
     }
@@ -240,7 +238,7 @@ impl Drop for OnItsWay {
     }
 }
 
-/// Whether what goes to this URL can be read by nobody else: TLS, or it stays on this machine.
+/// Whether nobody else can read requests to this URL: they use TLS, or stay on this machine.
 pub(crate) fn is_private(url: &str) -> bool {
     let Ok(url) = reqwest::Url::parse(url) else { return false };
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
@@ -263,7 +261,7 @@ pub(crate) fn has_roots() -> bool {
     usable > 0
 }
 
-/// Why there is no answer, in words: no body is in it, and of the address its origin.
+/// Returns why there is no answer. The text contains no body, and only the origin of the address.
 fn unreachable(operation: &str, origin: &str, error: &reqwest::Error) -> Failure {
     let mut cause = error.source();
     let mut last = String::new();

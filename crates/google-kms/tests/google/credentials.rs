@@ -94,7 +94,7 @@ async fn a_source_that_hangs_holds_up_no_call_for_ever_and_is_asked_anew() {
     assert!(wait.is_err(), "a caller waits as long as it likes");
     ground.front.restore_source();
     let begin = std::time::Instant::now();
-    // Whoever comes after ten seconds asks anew; calls before that wait for the first request.
+    // A call after ten seconds asks again; calls before that wait for the first request.
     loop {
         match tokio::time::timeout(Duration::from_secs(1), wrap(&kek)).await {
             Ok(answer) => break answer.unwrap(),

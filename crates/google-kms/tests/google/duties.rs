@@ -1,5 +1,5 @@
-//! The policies that are generated for a domain, put in force at the stand-in: what each holder can
-//! do, and what not.
+//! The policies that are generated for a domain, applied to the stand-in: what each holder can and
+//! cannot do.
 
 use serde_json::{Value, json};
 use waxseal::domain::DomainConfig;
@@ -177,7 +177,7 @@ fn what_would_say_more_than_it_seems_is_refused() {
         "projectOwner:orders-prod",
     ] {
         let error = policies(&holders().auditors([member])).unwrap_err().to_string();
-        assert!(error.contains("is no member"), "{member}: {error}");
+        assert!(error.contains("is not a member"), "{member}: {error}");
     }
     let refused = |holders: &Holders, config: &DomainConfig| {
         let duties = Duties::new("orders", config, holders).unwrap();

@@ -1,4 +1,4 @@
-//! A key in an external key manager: every error domain, and what Google does besides.
+//! A key in an external key manager: every error domain, and what else Google does.
 
 use futures_util::stream::{self, StreamExt};
 use waxseal::ErrorKind;

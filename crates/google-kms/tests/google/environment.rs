@@ -1,5 +1,5 @@
-//! An environment that nobody cleaned: variables of other tools, stale files, proxies. It is a
-//! property of the process, so each case runs in one of its own.
+//! A dirty environment: variables of other tools, stale files, proxies. It belongs to the process,
+//! so each case runs in a separate one.
 
 use std::process::Command;
 

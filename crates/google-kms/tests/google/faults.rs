@@ -73,7 +73,7 @@ fn cases() -> Vec<Case<Ground>> {
         slow(by_answer("slow", Unavailable, |g| {
             g.front.fail(Fault::new(Effect::Delay(Duration::from_secs(2))));
         })),
-        // --- answers that are none
+        // --- answers that are not valid
         by_answer("garbage", Unavailable, |g| {
             g.front.fail(Fault::new(Effect::Raw(200, "\u{fffd}[}")));
         }),

@@ -89,7 +89,7 @@ async fn a_former_key_of_another_project_still_unwraps_and_its_messages_move() {
     assert_eq!(names, [ground.key.as_str(), elsewhere]);
 }
 
-/// Google takes either name of a project. Which of them stands in answers, no page says.
+/// Google takes either name of a project. No page says which of them answers have.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_project_may_be_named_by_its_number_and_answers_by_its_id() {
     let ground = Ground::software();

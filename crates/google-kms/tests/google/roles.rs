@@ -1,4 +1,4 @@
-//! The least that each role needs, tried against the stand-in, which knows Google's predefined
+//! The minimum that each role needs, tried against the stand-in, which knows Google's predefined
 //! roles: what each may do, and what it may not.
 
 use waxseal::kek::{KekErrorClass, KekProvider};

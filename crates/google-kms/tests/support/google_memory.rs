@@ -1,5 +1,5 @@
-//! What is left in memory of DEKs that went to Cloud KMS and came back. The stand-in is a process
-//! of its own.
+//! What is left in memory of DEKs that went to Cloud KMS and came back. The stand-in is a separate
+//! process.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
