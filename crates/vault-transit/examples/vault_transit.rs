@@ -63,7 +63,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         calls.swap(0, Ordering::Relaxed)
     );
 
-    // Another process, which has no DEK cached.
+    // Another process, which has no cached DEK.
     let reader = Envelope::builder().wrap_with(counted).build()?;
     let start = Instant::now();
     for (row, message) in (0..RECORDS).zip(&sealed) {

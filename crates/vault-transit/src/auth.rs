@@ -1,9 +1,9 @@
 //! One session for all callers: logs in, keeps the token alive in the background, logs in again,
-//! and tells whether a 403 is about the token or about the policy.
+//! and determines whether a 403 is about the token or about the policy.
 //!
 //! # A refused call
-//! A 403 may concern the token, which another login can mend, or the policy, which is a denial that
-//! ends DEKs. What is concluded holds for one token and one path only.
+//! A 403 may concern the token, which another login can fix, or the policy, which is a denial that
+//! ends DEKs. A conclusion applies to one token and one path only.
 //!
 //! | the token | is refused at a path | then |
 //! |---|---|---|
@@ -13,8 +13,8 @@
 //! | comes of a login, and no login was in vain lately | | a new login, and the call with it |
 //! | | | the server is asked about the token: it lives: *denied*, or *unavailable* if the 403 said that it does not; it is dead: a new login, or *misconfigured* where there is none |
 //!
-//! A login is in vain while the path that led to it stays refused; until the next one then passes a
-//! time that doubles.
+//! A login is in vain while the path that led to it stays refused. The pause before the next one
+//! then doubles each time.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -37,12 +37,12 @@ use crate::transport::{SMALL, Token, Transport};
 use waxseal::kek::toolkit::process_generation;
 use waxseal::kek::{KekErrorClass, Login};
 
-/// Between two logins that were refused, with the same credentials.
+/// The pause between two refused logins with the same credentials.
 const FIRST_REFUSED_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(30);
 const SOONEST_RETRY: Duration = Duration::from_millis(100);
 const LATEST_RETRY: Duration = Duration::from_secs(10);
-/// How long the calls on their way with a token hold up its end.
+/// How long calls in flight with a token delay its revocation.
 const GIVEN_BACK_AFTER: Duration = Duration::from_secs(30);
 const GIVEN_BACK_AT_CLOSE_AFTER: Duration = Duration::from_secs(1);
 
@@ -53,17 +53,18 @@ pub(crate) struct Authenticator {
     current: ArcSwapOption<Session>,
     gate: Arc<Mutex<Gate>>,
     denials: StdMutex<Denials>,
-    /// Tokens of this login may look themselves up: then words alone do not make one that is
-    /// refused that a living one.
+    /// Whether tokens of this login may look themselves up. If so, the words of a refusal alone do
+    /// not prove that a refused token is alive.
     looks_up: AtomicBool,
-    /// There is something in `denials`.
+    /// Whether `denials` has entries.
     any_denial: AtomicBool,
     /// Wakes the task that keeps the token alive.
     changed: Arc<Notify>,
     keeper: StdMutex<Option<JoinHandle<()>>>,
-    /// Where the last token came in, so that it can be given back when nobody polls any more.
+    /// The runtime on which the last token arrived, so that it can be revoked when nobody polls any
+    /// more.
     runtime: StdMutex<Option<Handle>>,
-    /// Of the process in which it was built.
+    /// The process in which it was built.
     process: u64,
     hasher: RandomState,
     /// Why the token could not be kept alive the last time, for an operator.
@@ -71,7 +72,7 @@ pub(crate) struct Authenticator {
     logins: Logins,
 }
 
-/// Held by the one who logs in.
+/// Held by the caller that logs in.
 #[derive(Default)]
 struct Gate {
     last_failure: Option<(Instant, Failure)>,
@@ -79,7 +80,7 @@ struct Gate {
     kept: Option<Kept>,
 }
 
-/// A login that was refused is not tried again at once, unless with other credentials.
+/// A refused login is not retried at once, unless with other credentials.
 struct RefusedLogin {
     with: u64,
     until: Instant,
@@ -87,21 +88,21 @@ struct RefusedLogin {
     failure: Failure,
 }
 
-/// After a 403.
+/// What to do after a 403.
 pub(crate) enum Verdict {
-    /// Another try, with this.
+    /// Try again with this session.
     Again(Arc<Session>),
-    /// It is the policy.
+    /// The policy denies it.
     Denied,
 }
 
-/// What the server says of a token when it is asked.
+/// What the server says about a token when asked.
 enum Life {
     Lives,
-    /// It is refused that, in words that concern a policy.
+    /// Refused to look itself up, in words that concern a policy.
     LivesByItsWords,
     Ended,
-    /// It may not be asked.
+    /// Not allowed to be asked about.
     Unknown,
 }
 
@@ -141,7 +142,7 @@ impl Authenticator {
         self.denials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How often it logged in, and how long the present token still lives.
+    /// Returns how often it logged in, and how long the current token remains valid.
     pub(crate) fn login(&self) -> Login {
         self.logins.shown(self.current.load().as_deref())
     }
@@ -154,7 +155,7 @@ impl Authenticator {
         self.current.load_full().filter(|session| !session.is_over())
     }
 
-    /// The session to use, after a login if there is none: one login for all who wait.
+    /// Returns the session to use, after a login if there is none: one login for all that wait.
     pub(crate) async fn session(self: &Arc<Self>) -> Result<Arc<Session>, Failure> {
         if let Some(session) = self.usable() {
             return Ok(session);
@@ -168,7 +169,7 @@ impl Authenticator {
         apart(async move { its.log_in_shared(&mut gate, asked).await }).await
     }
 
-    /// A call with it succeeded.
+    /// Records that a call with it succeeded.
     pub(crate) fn worked(&self, session: &Session, path: &str) {
         if !session.worked.load(Ordering::Relaxed) {
             session.worked.store(true, Ordering::Relaxed);
@@ -180,7 +181,7 @@ impl Authenticator {
         }
     }
 
-    /// What follows from the server's 403 at `path`. See the [module](self).
+    /// Decides what follows from the server's 403 at `path`. See the [module](self).
     pub(crate) async fn after_refusal(
         self: &Arc<Self>,
         refused: &Arc<Session>,
@@ -214,7 +215,7 @@ impl Authenticator {
             Some(session) if !session.has_token_of(refused) => return Ok(Verdict::Again(session)),
             Some(_) if is_believed() => return Ok(Verdict::Denied),
             Some(_) => {}
-            // It ended meanwhile, or was given back.
+            // It expired meanwhile, or was revoked.
             None => return self.log_in_shared(&mut gate, asked).await.map(Verdict::Again),
         }
         let mut no_login = None;
@@ -230,14 +231,14 @@ impl Authenticator {
             match self.log_in_shared(&mut gate, asked).await {
                 Ok(session) => return Ok(Verdict::Again(session)),
                 Err(failure) if failure.is_passing() || failure.locked => return Err(failure),
-                // The current token may still be good.
+                // The current token may still be valid.
                 Err(failure) => no_login = Some(failure),
             }
         }
         let life = match self.look_up(refused.token.as_ref()).await?.0 {
             Life::LivesByItsWords if !self.looks_up.load(Ordering::Relaxed) => Life::Lives,
-            // What did nothing yet comes of a login just now: it is not dead, its tokens are not
-            // what they were.
+            // A session that has not worked yet comes from a recent login. It is not dead, but its
+            // tokens are not what they were.
             Life::LivesByItsWords if !refused.worked.load(Ordering::Relaxed) => {
                 self.looks_up.store(false, Ordering::Relaxed);
                 Life::Lives
@@ -262,7 +263,7 @@ impl Authenticator {
         }
     }
 
-    /// The token lives, and is refused.
+    /// Handles a token that is alive but refused.
     fn denied(&self, session: &Session, path: &str, reason: Refusal) -> Result<Verdict, Failure> {
         if reason == Refusal::InvalidToken {
             let message = "one node calls the token invalid, another knows it (403)";
@@ -274,7 +275,7 @@ impl Authenticator {
         Ok(Verdict::Denied)
     }
 
-    /// The token is dead, whatever the policy says.
+    /// Handles a token that is dead, whatever the policy says.
     async fn replace(
         self: &Arc<Self>,
         gate: &mut Gate,
@@ -282,7 +283,7 @@ impl Authenticator {
     ) -> Result<Arc<Session>, Failure> {
         self.current.store(None);
         if !dead.worked.load(Ordering::Relaxed) {
-            // Another would end like this one.
+            // Another one would end the same way.
             let message = format!(
                 "{}: the server does not know the token that it gave (403)",
                 self.desk().operation()
@@ -295,7 +296,7 @@ impl Authenticator {
         self.log_in_now(gate).await
     }
 
-    /// A login, or the failure of one that was made since `asked`.
+    /// Returns a login, or the failure of one that was made since `asked`.
     async fn log_in_shared(
         self: &Arc<Self>,
         gate: &mut Gate,
@@ -357,8 +358,8 @@ impl Authenticator {
         })
     }
 
-    /// A token that was handed to us: used whatever the server says of it when it is asked, since a
-    /// good one may be refused that. The next call shows.
+    /// Uses a token from the user, whatever the server says about it, since a valid token may not
+    /// be allowed to look itself up. The next call will show.
     async fn adopt(&self, token: Option<Token>, since: Instant) -> Result<Session, Failure> {
         if token.is_none() {
             return Ok(Session::new(None, since, 0, false));
@@ -382,7 +383,7 @@ impl Authenticator {
             Some(Refusal::Policy) => Ok((Life::LivesByItsWords, None)),
             Some(Refusal::Bare | Refusal::InvalidToken) => Ok((Life::Ended, None)),
             None => {
-                // An agent or a gateway that does not let this through says nothing of the token.
+                // An agent or a gateway that blocks this says nothing about the token.
                 match matches!(reply.status, 403..=405) && !reply.is_the_servers() {
                     true => Ok((Life::Unknown, None)),
                     false => Err(login_failure(reply.failure(&operation))),
@@ -401,15 +402,15 @@ impl Authenticator {
         self.set_trouble(None);
         self.changed.notify_one();
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        // A task that ended with the runtime it was on is followed by one on the runtime that the
-        // provider works on now.
+        // A task that ended with its runtime is followed by one on the runtime that the provider
+        // uses now.
         if session.lease.is_some() && keeper.as_ref().is_none_or(JoinHandle::is_finished) {
             *keeper = Some(tokio::spawn(keep_alive(Arc::downgrade(self), self.changed.clone())));
         }
         session
     }
 
-    /// Gives the token back, if a login of ours made it. The next call logs in anew.
+    /// Revokes the token, if a login made it. The next call logs in again.
     pub(crate) async fn close(&self) {
         // Waits for a login in progress, or its token would stay.
         let gate = self.gate.lock().await;
@@ -444,8 +445,8 @@ impl Authenticator {
         self.current.load().as_ref().is_some_and(|current| current.has_token_of(session))
     }
 
-    /// One step of keeping the token alive: whatever keeps it longest. `Err` if it is to be tried
-    /// again.
+    /// Does one step of keeping the token alive, with the longest effect available. Returns `Err`
+    /// if it should be retried.
     async fn look_after(self: &Arc<Self>, session: &Arc<Session>) -> Result<(), Failure> {
         if self.auth.is_a_file()
             && let Ok(Credentials::Token(token)) = self.desk().credentials().await
@@ -500,8 +501,8 @@ impl Gate {
     }
 }
 
-/// Logs in within a task of its own. A login may take longer than one try of a call. Within the
-/// call it would never finish, and would leave a token at the server each time.
+/// Logs in within a separate task. A login may take longer than one try of a call. Within the call
+/// it would never finish, and would leave a token at the server each time.
 async fn apart<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -513,8 +514,8 @@ async fn apart<T: Send + 'static>(
     }
 }
 
-/// So that tokens do not pile up at the server: `revoke-self`, when the calls on their way with it
-/// are done. Nobody is helped by knowing that it failed; the token's lease ends by itself.
+/// Revokes the token (`revoke-self`) when the calls in flight with it are done, so that tokens do
+/// not pile up at the server. A failure is ignored, since the token's lease expires on its own.
 async fn give_back(transport: Arc<Transport>, session: Arc<Session>, longest: Duration) {
     let start = Instant::now();
     while Arc::strong_count(&session) > 1 && start.elapsed() < longest {
@@ -530,7 +531,7 @@ async fn give_back(transport: Arc<Transport>, session: Arc<Session>, longest: Du
 impl Drop for Authenticator {
     fn drop(&mut self) {
         self.changed.notify_one();
-        // After a fork the runtime is the parent's, and so is the token.
+        // After a fork the runtime belongs to the parent, and so does the token.
         if self.process == process_generation()
             && let Some(session) = self.current.swap(None).filter(|session| session.is_ours)
             && let Some(runtime) = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner)
@@ -540,8 +541,8 @@ impl Drop for Authenticator {
     }
 }
 
-/// Runs as long as the provider: sees to the token well before its end, and waits for the next one
-/// when it could not be saved.
+/// Runs as long as the provider exists: renews the token well before its end, and waits for the
+/// next token if it could not be kept.
 async fn keep_alive(authenticator: Weak<Authenticator>, changed: Arc<Notify>) {
     let mut retry: Option<Duration> = None;
     loop {

@@ -1,4 +1,4 @@
-//! A login as data: which method, and where its secrets are.
+//! A login as data: its method, and where its secrets are.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use crate::login::VaultAuth;
 use waxseal::kek::toolkit::uri::{Uri, UriWriter};
 use waxseal::{Error, ErrorKind};
 
-/// A login as data, for a [`Config`](crate::Config). It says where a secret is, never what it is;
-/// what else there is needs code, [`VaultAuth`].
+/// A login as data, for a [`Config`](crate::Config). It says where a secret is, never the secret.
+/// Other logins need code: [`VaultAuth`].
 ///
 /// | `method` in a file, `auth` in a URI | is | with |
 /// |---|---|---|
@@ -23,7 +23,7 @@ use waxseal::{Error, ErrorKind};
 /// | `certificate` | [`VaultAuth::certificate`] | `role` |
 /// | `aws-iam` | [`VaultAuth::aws_iam`] with [`AwsEnvironment`] | `role`; `aws_region`, `aws_server_id` |
 ///
-/// All but the first three take `mount`, which in a URI is `auth-mount`. In a URI,
+/// All but the first three accept `mount`, which in a URI is `auth-mount`. In a URI,
 /// `token-file=PATH` without `auth` is enough.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -75,7 +75,7 @@ impl AuthMethod {
         }
     }
 
-    /// The options that it takes.
+    /// Returns the options that it accepts.
     fn options(self) -> &'static [&'static str] {
         match self {
             Self::None | Self::Environment => &[],
@@ -89,7 +89,7 @@ impl AuthMethod {
         }
     }
 
-    /// The options of which it needs one.
+    /// Returns the options of which it needs one.
     fn needs(self) -> &'static [&'static str] {
         match self {
             Self::None | Self::Environment | Self::Certificate => &[],
@@ -101,7 +101,7 @@ impl AuthMethod {
     }
 }
 
-/// What stands in a file.
+/// The fields in a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -149,7 +149,7 @@ impl AuthConfig {
         })
     }
 
-    /// Sends no token: something in front of the server adds its own.
+    /// Sends no token, because something in front of the server adds one.
     #[must_use]
     pub fn none() -> Self {
         Self::of(AuthMethod::None)
@@ -209,7 +209,7 @@ impl AuthConfig {
         Self::of(AuthMethod::AwsIam).role(role)
     }
 
-    /// Sets where the method is mounted.
+    /// Sets the mount of the method.
     #[must_use]
     pub fn mount(mut self, path: impl Into<String>) -> Self {
         self.0.mount = Some(path.into());
@@ -251,14 +251,14 @@ impl AuthConfig {
         self
     }
 
-    /// Sets the value that the server demands for `X-Vault-AWS-IAM-Server-ID`.
+    /// Sets the value that the server requires for `X-Vault-AWS-IAM-Server-ID`.
     #[must_use]
     pub fn aws_server_id(mut self, value: impl Into<String>) -> Self {
         self.0.aws_server_id = Some(value.into());
         self
     }
 
-    /// What is wrong with it: an option that its method does not take or one that is missing.
+    /// Reports an option that the method does not accept, or one that is missing.
     fn check(&self) -> Result<(), String> {
         let fields = &self.0;
         let options = [
@@ -299,7 +299,7 @@ impl AuthConfig {
         Ok(self)
     }
 
-    /// The login that it describes. The error says why there is none.
+    /// Returns the login that it describes, or why there is none.
     pub(crate) fn into_auth(self) -> Result<VaultAuth, String> {
         self.check()?;
         let fields = self.0;
@@ -387,7 +387,7 @@ impl AuthConfig {
     }
 }
 
-/// The parameters that make sense only with a method.
+/// The parameters that are meaningful only with a method.
 const OPTIONS: [&str; 9] = [
     "auth-mount",
     "role",

@@ -1,4 +1,4 @@
-//! A login by AWS IAM: a signed request to STS that is handed to the server instead of being sent.
+//! Login by AWS IAM: a signed request to STS that is passed to the server instead of being sent.
 //!
 //! Source: "Create a signed AWS API request", AWS Identity and Access Management User Guide
 //! (Signature Version 4); "AWS auth method (API)", HashiCorp Vault.
@@ -16,11 +16,11 @@ use zeroize::Zeroizing;
 use crate::endpoints::{AwsLogin, SecretText};
 use waxseal::kek::{BoxFuture, KekError};
 
-/// Supplies the keys for a login by AWS IAM. It is asked at each login, because AWS credentials
-/// end.
+/// Supplies the keys for a login by AWS IAM. It is called at each login, because AWS credentials
+/// expire.
 ///
-/// [`AwsKeys`] always gives the same keys. [`AwsEnvironment`] reads the usual variables. For other
-/// sources (a profile, a container, an instance), use the AWS SDK:
+/// [`AwsKeys`] always returns the same keys. [`AwsEnvironment`] reads the usual variables. For
+/// other sources (a profile, a container, an instance), use the AWS SDK:
 ///
 /// ```
 /// # mod aws { pub struct Credentials; impl Credentials {
@@ -53,7 +53,7 @@ pub trait AwsCredentials: fmt::Debug + Send + Sync {
     fn keys(&self) -> BoxFuture<'_, Result<AwsKeys, KekError>>;
 }
 
-/// Holds an AWS access key. Its Debug text has no secret.
+/// An AWS access key. Its Debug shows no secret.
 pub struct AwsKeys {
     id: String,
     secret: Zeroizing<String>,
@@ -86,7 +86,7 @@ impl AwsKeys {
         }
     }
 
-    /// What can go into a header.
+    /// Whether a header can carry them.
     fn is_usable(&self) -> bool {
         let shown =
             |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -148,10 +148,10 @@ fn host(region: Option<&str>) -> String {
     }
 }
 
-/// What the server wants to know of who signed. `None` for keys that no header can carry.
+/// Returns what the server needs to know who signed. `None` for keys that no header can carry.
 ///
-/// `server_id` is the value of `X-Vault-AWS-IAM-Server-ID`, which the server may insist on: with it
-/// a request that was signed for one server is of no use at another.
+/// `server_id` is the value of `X-Vault-AWS-IAM-Server-ID`, which the server may require: with it,
+/// a request that was signed for one server is useless at another.
 pub(crate) fn login<'a>(
     role: &'a str,
     keys: &AwsKeys,
@@ -165,7 +165,7 @@ pub(crate) fn login<'a>(
     let host = host(region);
     let time = timestamp(now)?;
     let date = time.get(..8)?;
-    // In the order of their names, as they are signed.
+    // Ordered by name, as they are signed.
     let mut headers = vec![("content-type", FORM), ("host", &*host), ("x-amz-date", &*time)];
     if let Some(token) = &keys.session_token {
         headers.push(("x-amz-security-token", token));
@@ -234,7 +234,7 @@ fn timestamp(time: SystemTime) -> Option<String> {
     Some(format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z"))
 }
 
-/// The date so many days after 1 January 1970.
+/// Returns the date `days` days after 1 January 1970.
 fn date(mut days: u64) -> Option<(u64, u64, u64)> {
     let leap = |year: u64| {
         (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400)

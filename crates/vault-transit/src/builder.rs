@@ -36,8 +36,8 @@ const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(60);
 const KEY_MAX_AGES: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// Configures a [`VaultTransitKek`]. What is not set has its default, or comes from the environment
-/// with [`from_env`](Self::from_env).
+/// Configures a [`VaultTransitKek`]. Unset options have their defaults or, with
+/// [`from_env`](Self::from_env), come from the environment.
 #[must_use = "nothing happens until `build`"]
 pub struct VaultTransitKekBuilder {
     cluster: String,
@@ -56,14 +56,14 @@ pub struct VaultTransitKekBuilder {
     auth: Option<VaultAuth>,
     binding: Option<ContextBinding>,
     key_max_age: Duration,
-    /// Why the build fails: the first variable of the environment, or option of a `Config`, that
-    /// cannot be obeyed.
+    /// Why the build fails: the first environment variable, or option of a `Config`, that cannot be
+    /// honoured.
     refused: Option<String>,
 }
 
 impl VaultTransitKek {
-    /// Starts the configuration for the key `key` in the cluster that you name `cluster`. Reads no
-    /// environment variable.
+    /// Starts the configuration for the key `key` in the cluster that you call `cluster`. It reads
+    /// no environment variable.
     pub fn builder(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
         VaultTransitKekBuilder::new(cluster, key)
     }
@@ -92,15 +92,15 @@ impl VaultTransitKekBuilder {
         }
     }
 
-    /// Starts the configuration as [`VaultTransitKek::builder`] does, with what the environment
-    /// says to the clients of OpenBao and HashiCorp Vault. What is set on the builder replaces it.
+    /// Starts the configuration like [`VaultTransitKek::builder`], with the environment variables
+    /// of the OpenBao and HashiCorp Vault clients. Options set on the builder override them.
     ///
-    /// Each of these is read as `BAO_…`, then as `VAULT_…`: `ADDR` (`AGENT_ADDR` comes before it),
+    /// Each of these is read as `BAO_…`, then as `VAULT_…`: `ADDR` (`AGENT_ADDR` takes precedence),
     /// `TOKEN`, `NAMESPACE`, `CACERT`, `CACERT_BYTES`, `CAPATH`, `CLIENT_CERT` and `CLIENT_KEY` (or
     /// both with `_BYTES`), `TLS_SERVER_NAME`, `CLIENT_TIMEOUT`, `PROXY_ADDR` or `HTTP_PROXY`,
-    /// `DISABLE_REDIRECTS`. `HTTPS_PROXY` and its kin are read too.
+    /// `DISABLE_REDIRECTS`. `HTTPS_PROXY` and the like are read too.
     ///
-    /// Variables that cannot be obeyed are refused at build, not ignored: `SKIP_VERIFY`,
+    /// Variables that cannot be honoured are refused at build, not ignored: `SKIP_VERIFY`,
     /// `SRV_LOOKUP`, `MFA`, `WRAP_TTL`, `RATE_LIMIT`, `MAX_RETRIES`, `TOKEN_PATH`, and a
     /// certificate without its key or a key without its certificate.
     pub fn from_env(cluster: impl Into<String>, key: impl Into<String>) -> Self {
@@ -113,7 +113,7 @@ impl VaultTransitKekBuilder {
         self
     }
 
-    /// `variable` stands for the environment.
+    /// `variable` reads the environment.
     pub(crate) fn variables(mut self, variable: impl Fn(&str) -> Option<OsString>) -> Self {
         self.environment_proxy = true;
         match environment::read(variable) {
@@ -139,7 +139,7 @@ impl VaultTransitKekBuilder {
     }
 
     /// Sets the URL of the server, or of an agent or load balancer in front of it:
-    /// `https://vault.example:8200`. Plain `http` is allowed to this machine only, unless
+    /// `https://vault.example:8200`. Plain `http` is allowed only to this machine, unless
     /// [`allow_plain_http`](Self::allow_plain_http) is set. By default `https://127.0.0.1:8200`.
     pub fn address(mut self, url: impl Into<String>) -> Self {
         self.address = Some(url.into());
@@ -154,13 +154,13 @@ impl VaultTransitKekBuilder {
 
     /// Sets a PEM file with the CA certificates to trust, **instead of** the system's. It is read
     /// at build, and again when it changes: the next request then uses a new connection. If it
-    /// cannot be read, for example half written, only the health changes.
+    /// cannot be read, for example because it is half written, only the health changes.
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.tls.roots = Some(Roots::File(path.into()));
         self
     }
 
-    /// Trusts the certificates in every file of a directory. Otherwise as
+    /// Trusts the certificates in every file of a directory, with the rules of
     /// [`ca_file`](Self::ca_file).
     pub fn ca_directory(mut self, path: impl Into<PathBuf>) -> Self {
         self.tls.roots = Some(Roots::Directory(path.into()));
@@ -168,7 +168,7 @@ impl VaultTransitKekBuilder {
     }
 
     /// Sets PEM files with the client's certificate chain and its private key. They are read at
-    /// build, and again when one of them changes, as [`ca_file`](Self::ca_file) is.
+    /// build, and again when one of them changes, like [`ca_file`](Self::ca_file).
     pub fn client_certificate(
         mut self,
         certificate: impl Into<PathBuf>,
@@ -178,43 +178,42 @@ impl VaultTransitKekBuilder {
         self
     }
 
-    /// Sets the name in the server's certificate, if it is not the one in the address, as with an
-    /// IP address or a load balancer. Not together with a proxy.
+    /// Sets the name in the server's certificate, if it differs from the address, as with an IP
+    /// address or a load balancer. Not allowed together with a proxy.
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
     }
 
-    /// Sets an HTTP proxy for every request. Without it, none is used, or with
-    /// [`from_env`](Self::from_env).
+    /// Sets an HTTP proxy for every request. By default none is used, unless
+    /// [`from_env`](Self::from_env) finds one.
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = Some(url.into());
         self
     }
 
-    /// Sets how long connecting may take, TLS included: 1 ms to 10 minutes, by default 3 seconds.
+    /// Sets how long connecting may take, including TLS: 1 ms to 10 minutes, by default 3 seconds.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Sets how long one request may take in all: 1 ms to 10 minutes, by default 15 seconds. This
-    /// is a last resort. An [`Envelope`](waxseal::Envelope) has a shorter limit of its own for each
-    /// call.
+    /// Sets how long one request may take in total: 1 ms to 10 minutes, by default 15 seconds. This
+    /// is a last resort. An [`Envelope`](waxseal::Envelope) has a shorter limit for each call.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Allows tokens and DEKs to travel unencrypted to another machine. For use where a service
-    /// mesh encrypts the traffic.
+    /// Allows tokens and DEKs to be sent unencrypted to another machine. Use it if a service mesh
+    /// encrypts the traffic.
     pub fn allow_plain_http(mut self) -> Self {
         self.plain_http = true;
         self
     }
 
-    /// Sets how this process logs in. Required, unless `BAO_TOKEN` or `VAULT_TOKEN` is read by
-    /// [`from_env`](Self::from_env).
+    /// Sets how this process logs in. Required, unless [`from_env`](Self::from_env) reads
+    /// `BAO_TOKEN` or `VAULT_TOKEN`.
     pub fn auth(mut self, auth: VaultAuth) -> Self {
         self.auth = Some(auth);
         self
@@ -239,11 +238,11 @@ impl VaultTransitKekBuilder {
     /// Checks everything that can be checked without the server, and builds the provider. Every
     /// request runs on the tokio runtime in which this is called, so the provider can be used from
     /// other executors too. If that runtime ends, or nothing drives it, the runtime of a later
-    /// caller takes its place.
+    /// caller replaces it.
     ///
     /// # Errors
-    /// [`InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the option; also outside a
-    /// tokio runtime, and in one without timers or IO. [`Io`](waxseal::ErrorKind::Io) for a file
+    /// [`InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the option, also outside a
+    /// tokio runtime and in one without timers or IO. [`Io`](waxseal::ErrorKind::Io) for a file
     /// that cannot be read.
     pub fn build(self) -> Result<VaultTransitKek, Error> {
         if let Some(refused) = self.refused {
@@ -311,8 +310,8 @@ impl VaultTransitKekBuilder {
             tls: self.tls,
             proxy: match &self.proxy {
                 Some(url) => ProxyChoice::This(Box::new(proxy(url)?)),
-                // As Go's clients: an agent on this machine is not reached through another one,
-                // where plain http would be read.
+                // Like Go's clients: an agent on this machine is not reached through another one,
+                // which could read plain http.
                 None if self.environment_proxy && !is_here => ProxyChoice::Environment,
                 None => ProxyChoice::None,
             },

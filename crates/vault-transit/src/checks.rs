@@ -1,4 +1,4 @@
-//! What an address, a namespace, a server's name and a proxy may be.
+//! Checks addresses, namespaces, server names and proxies.
 #![forbid(unsafe_code)]
 
 use reqwest::header::HeaderValue;
@@ -13,7 +13,7 @@ pub(crate) fn invalid(detail: impl Into<String>) -> Error {
 }
 
 pub(crate) fn address(text: &str, plain_http: bool) -> Result<Url, Error> {
-    // The text is not shown: it may hold a password.
+    // The text is not shown, since it may contain a password.
     let url = Url::parse(text).map_err(|error| invalid(format!("address: {error}")))?;
     if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none_or(str::is_empty) {
         return Err(invalid("address: expected a URL with https:// and a host"));

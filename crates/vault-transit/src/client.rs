@@ -1,4 +1,4 @@
-//! How an HTTPS client is made, and when the next one takes its place: TLS, proxy, redirections.
+//! How an HTTPS client is made, and when it is replaced: TLS, proxy, redirections.
 #![forbid(unsafe_code)]
 
 use std::error::Error as _;
@@ -20,7 +20,7 @@ pub(crate) enum ProxyChoice {
     This(Box<Proxy>),
 }
 
-/// How a client is made.
+/// The settings of a client.
 pub(crate) struct Recipe {
     pub(crate) tls: TlsSources,
     pub(crate) plain: bool,
@@ -34,10 +34,10 @@ pub(crate) struct Recipe {
 
 /// A client and the connections in its pool.
 ///
-/// A connection may be dead without anybody knowing: a middlebox forgot it, and what is sent on it
-/// vanishes. Nothing tells such a connection from a good one but silence. So the pool in which one
-/// was silent is not used any more: what is on its way there ends there, and the next request has a
-/// new client, which has no connection yet.
+/// A connection may be dead without notice: a middlebox dropped it, and everything sent on it
+/// vanishes. Only silence distinguishes it from a live one. So a pool in which a connection was
+/// silent is not used again: requests in flight on it finish there, and the next request has a new
+/// client without connections.
 pub(crate) struct Generation {
     pub(crate) number: u64,
     pub(crate) client: Client,
@@ -48,7 +48,8 @@ pub(crate) struct Generation {
 }
 
 impl Recipe {
-    /// May take a while: the system's roots are read. Not to be called where others are polled.
+    /// May take a while, since the system's root certificates are read. Do not call it where other
+    /// futures are polled.
     pub(crate) fn client(&self, material: &TlsMaterial) -> Result<Client, reqwest::Error> {
         let mut client = Client::builder()
             .tls_backend_rustls()
@@ -63,7 +64,8 @@ impl Recipe {
             .user_agent(concat!("waxseal/", env!("CARGO_PKG_VERSION")));
         client = match &material.roots {
             Some(roots) => client.tls_certs_only(roots.iter().cloned()),
-            // Nothing is to be verified, and a machine without any roots can talk to a local agent.
+            // Nothing is to be verified, so a machine without any root certificates can talk to a
+            // local agent.
             None if self.plain => client.tls_certs_only([]),
             None => client,
         };
@@ -81,8 +83,8 @@ impl Recipe {
         client.build()
     }
 
-    /// The client after `old`; with new material, if the files changed and can be read, else with
-    /// the old. And what to tell an operator.
+    /// Returns the client after `old`, with new material if the files changed and can be read, or
+    /// else with the old material. Also returns what to tell an operator.
     pub(crate) fn next(&self, old: &Generation) -> (Option<Generation>, Option<String>) {
         let signature = self.tls.signature();
         let changed = signature != old.signature;
@@ -102,7 +104,7 @@ impl Recipe {
             });
             match made {
                 Ok(next) => return (Some(next), None),
-                // Half of them was written, say: what was good until now goes on.
+                // If only half of the files were written, the previous material stays in use.
                 Err(why) => trouble = Some(why),
             }
         }
@@ -134,7 +136,7 @@ impl Generation {
     }
 }
 
-/// Leads from the name in the server's certificate to where the server is.
+/// Resolves the name in the server's certificate to the server's address.
 pub(crate) struct Elsewhere {
     pub(crate) name: String,
     pub(crate) real: String,
@@ -165,7 +167,7 @@ fn to_the_active_node(plain_http: bool) -> redirect::Policy {
     })
 }
 
-/// Once, and never to where anybody could read along.
+/// Follows one redirection, and never to a place where anybody could read the traffic.
 fn is_followed(previous: &[Url], next: &Url, plain_http: bool) -> bool {
     let was_private = previous.iter().any(|url| url.scheme() == "https");
     let is_private =

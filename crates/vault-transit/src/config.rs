@@ -43,11 +43,11 @@ const PARAMETERS: [&str; 25] = [
 ];
 
 /// The configuration of a [`VaultTransitKek`] as data. It says where a token or a secret id is,
-/// never what it is.
+/// never the secret itself.
 ///
 /// It can be read from a file (feature `serde`; the fields are named like the methods) and from a
 /// URI, `vault-transit://HOST[:PORT]/MOUNT/KEY?cluster=NAME&…` (the parameters are named like the
-/// methods, with `-` in place of `_`):
+/// methods, with `-` instead of `_`):
 ///
 /// ```
 /// use waxseal_vault_transit::{AuthConfig, Config, VaultTransitKek};
@@ -70,7 +70,7 @@ const PARAMETERS: [&str; 25] = [
 /// `vault-transit:///transit/orders?address=http://127.0.0.1:8100&cluster=…`. `auth` names the
 /// login, as [`AuthConfig`] describes; its mount is `auth-mount`.
 ///
-/// What is out of range or contradicts something else is refused when the provider is
+/// Values that are out of range or contradict each other are refused when the provider is
 /// [built](VaultTransitKekBuilder::build).
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -80,7 +80,7 @@ const PARAMETERS: [&str; 25] = [
 )]
 pub struct Config(Fields);
 
-/// What stands in a file.
+/// The fields in a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -155,8 +155,8 @@ fn is_false(flag: &bool) -> bool {
 }
 
 impl Config {
-    /// Configures a provider for the key `key` at the mount `transit` in the cluster that the
-    /// caller calls `cluster`. See [`VaultTransitKek::builder`].
+    /// Configures a provider for the key `key` at the mount `transit` in the cluster that you call
+    /// `cluster`. See [`VaultTransitKek::builder`].
     pub fn new(cluster: impl Into<String>, key: impl Into<String>) -> Self {
         Self(Fields {
             cluster: cluster.into(),
@@ -274,7 +274,7 @@ impl Config {
         self
     }
 
-    /// Sets how long what is known of the key is believed. See
+    /// Sets how long the description of the key is used. See
     /// [`VaultTransitKekBuilder::key_max_age`].
     #[must_use]
     pub fn key_max_age(mut self, age: Duration) -> Self {
@@ -335,7 +335,7 @@ impl VaultTransitKek {
         Self::from_config(&uri.parse()?).build()
     }
 
-    /// Starts a builder with what `config` says. What is set on the builder replaces it.
+    /// Starts a builder with the options of `config`. Options set on the builder replace them.
     pub fn from_config(config: &Config) -> VaultTransitKekBuilder {
         let fields = config.0.clone();
         let mut builder = Self::builder(fields.cluster, fields.key).mount(fields.mount);
@@ -394,7 +394,7 @@ impl FromStr for Config {
     /// Reads the URI.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the part that is wrong and showing no value.
+    /// [`ErrorKind::InvalidOption`], naming the part that is wrong without showing a value.
     fn from_str(text: &str) -> Result<Self, Error> {
         let uri = Uri::read(text, PREFIX, &PARAMETERS)?;
         let (host, path) = uri.place().split_once('/').unwrap_or((uri.place(), ""));
@@ -410,7 +410,7 @@ impl FromStr for Config {
             return Err(uri.error("the path is not MOUNT/KEY"));
         };
         if key.is_empty() {
-            return Err(uri.error("the key is missing behind the mount"));
+            return Err(uri.error("the key is missing after the mount"));
         }
         let address = match (host.is_empty(), uri.text("address")?) {
             (false, Some(_)) => {

@@ -1,4 +1,4 @@
-//! What refused calls said of policies, and when a login may be made because of one.
+//! What refused calls showed about policies, and when a login may be made because of one.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -7,23 +7,23 @@ use std::time::{Duration, Instant};
 use crate::session::is_same;
 use crate::transport::Token;
 
-/// How long a denial is believed where no login could help.
+/// How long a denial is remembered if no login could help.
 const BELIEVED_FOR: Duration = Duration::from_secs(10);
-/// Between two logins that were made because of a refused call, and did not help.
+/// The pause between two logins that were made because of a refused call and did not help.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// What is believed of policies.
+/// What is assumed about policies.
 #[derive(Default)]
 pub(crate) struct Denials {
-    /// The token that was refused while it was seen to live.
+    /// The token that was refused although it was alive.
     whose: Option<Token>,
-    /// The paths where it was, and until when that is believed.
+    /// The paths at which it was refused, and until when that is assumed.
     believed: Vec<(String, Instant)>,
-    /// Paths because of which a login was made, and that have not worked since.
+    /// Paths that caused a login and have not worked since.
     in_vain: HashSet<String>,
     pause: Duration,
-    /// No login because of a refused call before then.
+    /// The earliest time for a login because of a refused call.
     next_login: Option<Instant>,
 }
 
@@ -50,7 +50,7 @@ impl Denials {
         self.next_login.is_none_or(|next| Instant::now() >= next)
     }
 
-    /// A login because of a refusal at `path` is about to be made.
+    /// Records a login because of a refusal at `path`.
     pub(crate) fn log_in_because_of(&mut self, path: &str) {
         self.in_vain.insert(path.to_owned());
         self.pause =

@@ -1,6 +1,6 @@
-//! The requests: vaultrs's own types where it has them and they hold no secret, ours where it has
-//! none (batches, associated data) or would leave copies of a DEK or a credential behind; and what
-//! is read from the answers.
+//! The requests, and the parts of answers that are read. vaultrs's own types are used if they exist
+//! and hold no secret. The others (batches, associated data) are defined here, as are types that
+//! would leave copies of a DEK or a credential.
 //!
 //! The only file that names vaultrs.
 #![forbid(unsafe_code)]
@@ -14,32 +14,32 @@ use vaultrs::api::token::requests::LookupTokenSelfRequest;
 use vaultrs::api::transit::requests::{DataKeyType, GenerateDataKeyRequest, ReadKeyRequest};
 use zeroize::Zeroizing;
 
-/// A name that means the same in a path, in a URL and in a KEK id.
+/// Whether a name means the same in a path, in a URL and in a KEK id.
 pub(crate) fn is_segment(name: &str) -> bool {
     name.len() <= 128 && is_key(name)
 }
 
-/// What the Transit engine takes as a key's name, and a little more that it refuses by itself.
+/// Whether the Transit engine may accept it as a key's name. It refuses a few of these itself.
 pub(crate) fn is_key(name: &str) -> bool {
     !name.is_empty()
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         && name.bytes().any(|byte| byte != b'.')
 }
 
-/// What the server takes as the path of a mount or a namespace: segments of whatever is visible,
-/// and blanks.
+/// Whether the server accepts it as the path of a mount or a namespace: segments of visible
+/// characters and blanks.
 pub(crate) fn is_path(path: &str) -> bool {
     let is_segment = |name: &str| !matches!(name, "" | "." | "..") && name.chars().all(is_shown);
     path.len() <= 512 && path.split('/').all(is_segment)
 }
 
 fn is_shown(c: char) -> bool {
-    // Marks, which join the character before them, are shown; so there is one before.
+    // Marks join the character before them, so there must be one.
     let escaped = |text: String| text.escape_debug().count() > 2;
     matches!(c, ' ' | '\'' | '"' | '\\') || (!c.is_whitespace() && !escaped(format!("a{c}")))
 }
 
-/// Text that is wiped when it is dropped.
+/// Text that is wiped on drop.
 pub(crate) struct SecretText(pub(crate) Zeroizing<String>);
 
 impl SecretText {
@@ -84,7 +84,7 @@ impl<B: Serialize + Send + Sync> Endpoint for Post<B> {
     fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
         let failed =
             |error: serde_json::Error| ClientError::DataParseError { source: error.into() };
-        // Measured first: a buffer that grows leaves what it held in the blocks that it outgrew.
+        // Measured first: a buffer that grows leaves its content in the blocks that it outgrew.
         let mut len = Length(0);
         serde_json::to_writer(&mut len, &self.body).map_err(failed)?;
         let mut bytes = Vec::with_capacity(len.0);
@@ -106,8 +106,8 @@ impl std::io::Write for Length {
     }
 }
 
-/// One DEK of a Transit request. Exactly one of `plaintext` and `ciphertext`, at most one of
-/// `context` and `associated_data`; base64.
+/// One DEK of a Transit request: exactly one of `plaintext` and `ciphertext`, and at most one of
+/// `context` and `associated_data`, in base64.
 #[derive(Serialize)]
 pub(crate) struct Item<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,12 +127,12 @@ pub(crate) struct Batch<'a> {
     batch_input: Vec<Item<'a>>,
 }
 
-/// `encrypt`, `decrypt` or `rewrap` of one.
+/// Returns the request `encrypt`, `decrypt` or `rewrap` of one item.
 pub(crate) fn one<'a>(mount: &str, verb: &str, key: &str, item: Item<'a>) -> Post<Item<'a>> {
     Post { path: format!("{mount}/{verb}/{key}"), body: item }
 }
 
-/// `encrypt`, `decrypt` or `rewrap` of several.
+/// Returns the request `encrypt`, `decrypt` or `rewrap` of several items.
 pub(crate) fn many<'a>(
     mount: &str,
     verb: &str,
@@ -182,12 +182,13 @@ pub(crate) struct WrappingToken<'a> {
     token: &'a str,
 }
 
-/// What a wrapping token was made for. Does not use it up.
+/// Returns the request for what a wrapping token was made for. It does not use the token up.
 pub(crate) fn wrapping_lookup(token: &str) -> Post<WrappingToken<'_>> {
     Post { path: "sys/wrapping/lookup".to_owned(), body: WrappingToken { token } }
 }
 
-/// Gives what was wrapped, once. The wrapping token is the request's own.
+/// Returns the request for the wrapped content, which works once. The wrapping token is the
+/// request's token.
 pub(crate) fn wrapping_unwrap() -> Post<Nothing> {
     Post { path: "sys/wrapping/unwrap".to_owned(), body: Nothing {} }
 }
@@ -218,7 +219,7 @@ pub(crate) fn kubernetes_login<'a>(
 
 #[derive(Serialize)]
 pub(crate) struct JwtLogin<'a> {
-    /// The role; the method's default one, if there is none.
+    /// The role, or the method's default role if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'a str>,
     pub(crate) jwt: &'a str,
@@ -228,8 +229,8 @@ pub(crate) fn jwt_login<'a>(mount: &str, login: JwtLogin<'a>) -> Post<JwtLogin<'
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
-/// A request to AWS STS that is signed and not sent: the server sends it, and so learns who signed
-/// it. All in base64.
+/// A signed but unsent request to AWS STS. The server sends it, and so learns who signed it.
+/// Everything is in base64.
 #[derive(Serialize)]
 pub(crate) struct AwsLogin<'a> {
     pub(crate) role: &'a str,
@@ -246,13 +247,13 @@ pub(crate) fn aws_login<'a>(mount: &str, login: AwsLogin<'a>) -> Post<AwsLogin<'
 
 #[derive(Serialize)]
 pub(crate) struct CertificateLogin<'a> {
-    /// The role; any that matches the certificate, if there is none.
+    /// The role, or any role that matches the certificate if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<&'a str>,
 }
 
-/// vaultrs's type sends the role under a name that the server does not know, and so lets every role
-/// match.
+/// vaultrs's type sends the role under a name that the server does not know, so that every role
+/// would match.
 pub(crate) fn certificate_login<'a>(
     mount: &str,
     login: CertificateLogin<'a>,
@@ -262,7 +263,7 @@ pub(crate) fn certificate_login<'a>(
 
 // --- answers
 
-/// The frame of every answer, errors included.
+/// The frame of every answer, including errors.
 #[derive(Deserialize)]
 #[serde(bound = "T: Deserialize<'de>")]
 pub(crate) struct Answer<T> {
@@ -280,11 +281,11 @@ fn none<T>() -> Option<T> {
     None
 }
 
-/// What a login or a renewal gives.
+/// The result of a login or a renewal.
 #[derive(Deserialize)]
 pub(crate) struct Auth {
     pub(crate) client_token: SecretText,
-    /// Seconds; 0 is for ever.
+    /// In seconds; 0 means unlimited.
     pub(crate) lease_duration: u64,
     pub(crate) renewable: bool,
     /// `service` or `batch`; a batch token cannot be revoked.
@@ -317,7 +318,7 @@ pub(crate) struct WrappedBatch {
 
 #[derive(Deserialize)]
 pub(crate) struct TokenState {
-    /// Seconds; 0 is for ever.
+    /// In seconds; 0 means unlimited.
     pub(crate) ttl: u64,
     #[serde(default)]
     pub(crate) renewable: bool,

@@ -1,5 +1,5 @@
-//! The variables that the clients of OpenBao and HashiCorp Vault read, with the meaning that they
-//! have there: `BAO_…` first, then `VAULT_…`; one that is empty is not set. One that would be
+//! The environment variables of the OpenBao and HashiCorp Vault clients, with the same meaning:
+//! `BAO_…` first, then `VAULT_…`. An empty variable counts as unset. A variable that would be
 //! ignored is an error.
 #![forbid(unsafe_code)]
 
@@ -25,7 +25,7 @@ pub(crate) struct Environment {
     pub(crate) no_redirects: bool,
 }
 
-/// Set, and of no use here.
+/// Variables that are set but not supported here.
 const REFUSED: &[(&str, &str)] = &[
     ("MFA", "there is nobody who could answer a second factor"),
     ("WRAP_TTL", "wrapped answers cannot be read"),
@@ -34,8 +34,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("TOKEN_PATH", "use VaultAuth::token_file"),
 ];
 
-/// Reads them; `variable` stands for the environment. The error names the one that cannot be
-/// obeyed.
+/// Reads them; `variable` reads the environment. The error names the one that cannot be honoured.
 pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Environment, String> {
     let find = |name: &str| {
         ["BAO_", "VAULT_"].iter().find_map(|prefix| {
@@ -102,7 +101,7 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Enviro
         _ => None,
     };
     Ok(Environment {
-        // An agent comes before the server.
+        // An agent takes precedence over the server.
         address: value("AGENT_ADDR")?.map_or_else(|| value("ADDR"), |address| Ok(Some(address)))?,
         namespace: value("NAMESPACE")?,
         token: value("TOKEN")?,
@@ -115,7 +114,7 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Enviro
     })
 }
 
-/// The token alone.
+/// Reads only the token.
 pub(crate) fn token(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<String>, String> {
     let set = |name| variable(name).filter(|value| !value.is_empty()).map(|value| (name, value));
     match ["BAO_TOKEN", "VAULT_TOKEN"].into_iter().find_map(set) {
@@ -126,7 +125,7 @@ pub(crate) fn token(variable: impl Fn(&str) -> Option<OsString>) -> Result<Optio
     }
 }
 
-/// What Go's `strconv.ParseBool` reads.
+/// Parses like Go's `strconv.ParseBool`.
 fn go_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
@@ -135,7 +134,7 @@ fn go_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// Seconds, or a sum of such parts as `1m`, `1.5s`, `500ms`.
+/// Parses seconds, or a sum of parts such as `1m`, `1.5s`, `500ms`.
 fn go_duration(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));

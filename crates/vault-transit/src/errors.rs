@@ -7,19 +7,19 @@ use waxseal::kek::{KekError, KekErrorClass};
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
-/// A failure that can be told to several callers.
+/// A failure that several callers can share.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) class: KekErrorClass,
     pub(crate) message: String,
     pub(crate) retry_after: Option<Duration>,
-    /// A server was asked: this is its answer, or its silence.
+    /// Whether a server was asked, so that this is its answer or its silence.
     pub(crate) asked: bool,
-    /// Said of everything behind a namespace, so a login that fails by it says as much of the key
-    /// as a call does.
+    /// Whether it concerns everything in a namespace, so that a failed login says as much about the
+    /// key as a call does.
     pub(crate) locked: bool,
-    /// Something on the way refused this request. The next one may pass: it is no sign of the
-    /// server.
+    /// Whether something between here and the server refused this request. The next one may pass,
+    /// so it says nothing about the server.
     pub(crate) on_the_way: bool,
 }
 
@@ -47,12 +47,12 @@ impl Failure {
         Self::new(Invalid, message)
     }
 
-    /// Decided here: no server was asked.
+    /// Marks it as decided here, without asking a server.
     pub(crate) fn without_asking(self) -> Self {
         Self { asked: false, ..self }
     }
 
-    /// A server answered, but not as this API does.
+    /// Makes the failure of an answer that is not in this API's form.
     pub(crate) fn not_understood(operation: &str) -> Self {
         Self::unavailable(format!("{operation}: the answer cannot be understood"))
     }
@@ -75,24 +75,24 @@ impl From<Failure> for KekError {
     }
 }
 
-/// What an answer that is no success says.
+/// The content of an unsuccessful answer.
 pub(crate) enum Said {
-    /// In the server's own form.
+    /// From the server, in its own form.
     ByTheServer(Vec<String>),
-    /// By something on the way: how its text starts.
+    /// From something in between: the beginning of its text.
     BySomethingElse(String),
 }
 
-/// What the server's own 403 says of its reason. Evidence, not proof: OpenBao answers a bare
-/// `permission denied` for a token and a list with `permission denied` for a policy; HashiCorp
+/// The reason of the server's own 403. It is evidence, not proof: OpenBao answers a bare
+/// `permission denied` for a token and a list with `permission denied` for a policy. HashiCorp
 /// Vault adds `invalid token` to the list for a token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Refusal {
     /// The server names the token.
     InvalidToken,
-    /// As OpenBao words it for a token that it does not know.
+    /// OpenBao's words for a token that it does not know.
     Bare,
-    /// As both word it for what a policy does not allow; or anything else.
+    /// The words of both for what a policy does not allow, or anything else.
     Policy,
 }
 
@@ -106,12 +106,12 @@ pub(crate) fn refusal(texts: &[String]) -> Refusal {
     }
 }
 
-/// By status, then by the first text that the answer contains; an empty text matches every answer
-/// of its status.
+/// By status, then by the first text that the answer contains. An empty text matches every answer
+/// with its status.
 ///
-/// What is said of one ciphertext or one context is *invalid*; what is said of the key itself, or
-/// of everything behind a namespace, is *denied*. A 403 counts only where it is not the token that
-/// was refused.
+/// A verdict on one ciphertext or one context is *invalid*. A verdict on the key itself, or on
+/// everything in a namespace, is *denied*. A 403 counts only if it is not the token that was
+/// refused.
 const TABLE: &[(u16, &str, KekErrorClass, &str)] = &[
     (400, "encryption key not found", Denied, "the key does not exist"),
     (400, "soft-deleted", Denied, "the key is soft-deleted"),
@@ -141,7 +141,7 @@ const TABLE: &[(u16, &str, KekErrorClass, &str)] = &[
     (429, "", Throttled, "a quota is used up"),
     (472, "", Unavailable, "the node is a disaster-recovery secondary"),
     (473, "", Unavailable, "the node is a performance standby"),
-    // Some versions answered so to a wrong context.
+    // Some versions answer this way to a wrong context.
     (
         500,
         "message authentication failed",
@@ -152,14 +152,14 @@ const TABLE: &[(u16, &str, KekErrorClass, &str)] = &[
     (503, "sealed", Unavailable, "sealed"),
 ];
 
-/// An administrator stopped a namespace on purpose: nothing to ride out.
+/// An administrator locked a namespace deliberately, so there is no outage to bridge.
 const LOCKED: &str = "locked by an administrator";
 
-/// The meaning of an answer that is not a success.
+/// Returns the meaning of an unsuccessful answer.
 ///
-/// Only the server itself denies, and only the server knows a ciphertext: a gateway or a firewall
-/// in front of it, which may answer 400, 403, 404 or 413 during somebody's rollout, ends no DEK and
-/// says nothing of a message.
+/// Only the server itself denies, and only the server knows a ciphertext. A gateway or a firewall
+/// in front of it may answer 400, 403, 404 or 413 during a rollout. It ends no DEK and says nothing
+/// about a message.
 pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
     let texts: &[String] = match said {
         Said::ByTheServer(texts) => texts,
@@ -195,13 +195,13 @@ pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
     }
 }
 
-/// A server's text without the words that Go's multierror puts around a single error.
+/// Returns a server's text without the words that Go's multierror adds around a single error.
 fn bare(text: &str) -> &str {
     let text = text.trim();
     text.strip_prefix("1 error occurred:").map_or(text, |rest| rest.trim().trim_start_matches("* "))
 }
 
-/// The meaning of what one item of a batch says, whatever the status of the whole.
+/// Returns the meaning of one item's text in a batch, whatever the status of the whole.
 pub(crate) fn classify_item(operation: &str, text: &str) -> Failure {
     classify(operation, 400, &Said::ByTheServer(vec![text.to_owned()]))
 }
@@ -209,8 +209,8 @@ pub(crate) fn classify_item(operation: &str, text: &str) -> Failure {
 const MAX_TEXT: usize = 240;
 const LONGEST_WORD: usize = 23;
 
-/// A server's text for an operator's eyes: bounded, on one line, without control characters or
-/// others that do not show, and without words as long as a token or an encoded key.
+/// Returns a server's text for operators: bounded, on one line, without control or invisible
+/// characters, and without words as long as a token or an encoded key.
 pub(crate) fn presentable(text: &str) -> String {
     let words =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());

@@ -1,11 +1,11 @@
-//! The text in which Vault's Transit engine hands out a wrapped DEK: `vault:vN:BASE64`, N the
-//! version of the key.
+//! Vault Transit's text form of a wrapped DEK: `vault:vN:BASE64`, where N is the version of the
+//! key.
 #![forbid(unsafe_code)]
 
-/// A ciphertext of the Transit engine, looked at from outside.
+/// The visible parts of a ciphertext of the Transit engine.
 pub(crate) struct VaultCiphertext<'a> {
     pub(crate) text: &'a str,
-    /// The version of the key that made it, or so it says.
+    /// The version of the key that it claims to be made by.
     pub(crate) version: u32,
 }
 
@@ -13,8 +13,8 @@ pub(crate) struct VaultCiphertext<'a> {
 const MIN_BYTES: usize = 12 + 16;
 
 impl<'a> VaultCiphertext<'a> {
-    /// `None` unless it has that form, with a version from 1 on and without a byte that the server
-    /// would skip.
+    /// Reads a ciphertext. Returns `None` unless it has that form, with a version from 1 on and
+    /// without bytes that the server would skip.
     pub(crate) fn read(bytes: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
         let (digits, base64) = text.strip_prefix("vault:v")?.split_once(':')?;

@@ -1,4 +1,4 @@
-//! What the provider holds, and a request with the session's token.
+//! The provider's state, and requests with the session's token.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -26,19 +26,20 @@ pub(crate) struct Inner {
     pub(crate) auth: Arc<Authenticator>,
     pub(crate) spawner: Spawner,
     pub(crate) known: ArcSwapOption<Known>,
-    /// Held by the one who reads the key; when that failed last, and how.
+    /// Held by the caller that reads the key. Its value is the last failure to do so, and its time.
     pub(crate) reading: Mutex<Option<(Instant, Failure)>>,
     pub(crate) reading_in_background: Arc<AtomicBool>,
-    /// A refusal might have come of an outdated idea of the key.
+    /// A refusal might have been caused by outdated knowledge of the key.
     pub(crate) in_doubt: AtomicBool,
     pub(crate) latest: Latest,
 }
 
-/// Tokens that one call is tried with: each was replaced while the call was on its way.
+/// The maximum number of tokens that one call is tried with, each replaced while the call was in
+/// flight.
 const MOST_SESSIONS: u32 = 4;
 
 impl Inner {
-    /// Sends a request with the session's token, and once more after a new login if the token was
+    /// Sends a request with the session's token, and repeats it after a new login if the token was
     /// refused.
     pub(crate) async fn call<E: Endpoint>(
         &self,
@@ -52,7 +53,7 @@ impl Inner {
             let reply =
                 self.transport.send(operation, endpoint, session.token.as_ref(), most).await?;
             let Some(reason) = reply.refusal() else {
-                // Bad input was looked at, so the path was open.
+                // The server processed bad input, so the path was allowed.
                 if reply.is_success() || reply.status == 400 {
                     self.auth.worked(&session, &path);
                 }

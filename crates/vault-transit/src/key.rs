@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Says how the encryption context binds under a key that is not derived. See the table at
+/// Selects how the encryption context binds under a key that is not derived. See the table at
 /// [`VaultTransitKek`](crate::VaultTransitKek).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(
@@ -14,14 +14,14 @@ use std::time::Instant;
 )]
 #[non_exhaustive]
 pub enum ContextBinding {
-    /// As `associated_data`: Vault enforces it, and cannot rewrap on the server.
+    /// As `associated_data`: Vault enforces it, but cannot rewrap on the server.
     AssociatedData,
     /// Not at Vault, which releases the DEK for any context. The DEK id reveals a wrong context
     /// after that. Vault rewraps on the server.
     Unbound,
 }
 
-/// Describes a key, as the server does.
+/// The description of a key from the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -34,7 +34,7 @@ pub struct KeyInfo {
     pub min_decryption_version: u32,
 }
 
-/// How the context goes into requests, decided from the key.
+/// How the context is sent in requests, decided by the key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Binding {
     Derived,

@@ -1,5 +1,4 @@
-//! Reads the key from the server, keeps what is known for a while, and reads it anew when it is in
-//! doubt.
+//! Reads the key from the server, caches what is known, and reads it again in case of doubt.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -13,12 +12,12 @@ use crate::key::{Binding, ContextBinding, KeyInfo, Known};
 use crate::transport::SMALL;
 use waxseal::kek::KekErrorClass;
 
-/// After a refusal the key is read again, but not more often than this: anyone who writes messages
-/// can provoke refusals.
+/// After a refusal the key is read again, but not more often than this, since anyone who writes
+/// messages can provoke refusals.
 const DOUBT_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 impl Inner {
-    /// What is known of the key; read first if nothing is, or if it is in doubt.
+    /// Returns what is known of the key. Reads it first if nothing is known, or in case of doubt.
     pub(crate) async fn known(self: &Arc<Self>) -> Result<Arc<Known>, Failure> {
         match self.known.load_full() {
             Some(known) if !self.is_in_doubt(&known) => {
@@ -32,7 +31,7 @@ impl Inner {
                 match (self.known.load_full(), &*last_failure) {
                     (Some(known), _) if !self.is_in_doubt(&known) => Ok(known),
                     // Anyone who writes messages can cause doubt. Others must not depend on one
-                    // more request for it.
+                    // more request because of that.
                     (Some(known), Some((at, failure)))
                         if failure.is_passing() && at.elapsed() < DOUBT_AT_MOST_EVERY =>
                     {
@@ -57,7 +56,7 @@ impl Inner {
         self.in_doubt.load(Ordering::Relaxed) && known.at.elapsed() >= DOUBT_AT_MOST_EVERY
     }
 
-    /// Reads the key in the background when what is known of it is old.
+    /// Reads the key in the background when what is known is old.
     pub(crate) fn look_ahead(self: &Arc<Self>, known: &Known) {
         if known.at.elapsed() >= self.key_max_age {
             self.read_key_in_background();
@@ -67,7 +66,7 @@ impl Inner {
     pub(crate) fn read_key_in_background(self: &Arc<Self>) {
         let inner = self.clone();
         self.spawner.spawn_one(&self.reading_in_background, async move {
-            // A failure changes nothing: the next caller that needs the key meets it too.
+            // A failure changes nothing: the next caller that needs the key encounters it too.
             let _ = inner.read_key_now().await;
         });
     }
@@ -76,7 +75,7 @@ impl Inner {
         let at = Instant::now();
         let reply = self.call("read the key", &read_key(&self.mount, &self.key), SMALL).await?;
         let answer = reply.success::<KeyConfiguration>("read the key");
-        // No message has a part in this request.
+        // No message influences this request.
         let answer = answer.map_err(|failure| Failure { on_the_way: false, ..failure })?;
         let key = answer.data.ok_or_else(|| Failure::not_understood("read the key"))?;
         let binding = self.binding_of(&key)?;
@@ -95,8 +94,8 @@ impl Inner {
         Ok(known)
     }
 
-    /// Decides from the key's own configuration how the context binds. What an earlier reading
-    /// decided is forgotten when it does not hold any more.
+    /// Decides from the key's own configuration how the context binds. An earlier decision that no
+    /// longer applies is dropped.
     fn binding_of(&self, key: &KeyConfiguration) -> Result<Binding, Failure> {
         let refused = |class, why: &str| {
             self.known.store(None);
@@ -128,7 +127,7 @@ impl Inner {
         }
     }
 
-    /// A refusal of this kind may come of a key that is not what it was.
+    /// Notes that such a refusal may be caused by a changed key.
     pub(crate) fn note(&self, failure: Failure) -> Failure {
         if matches!(failure.class, KekErrorClass::Invalid | KekErrorClass::Denied) {
             self.in_doubt.store(true, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! The ways to prove to a server who this process is, and what each of them sends. It keeps nothing
-//! between two logins.
+//! The ways for a process to prove its identity to a server, and the requests for each. Nothing is
+//! kept between two logins.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -19,13 +19,13 @@ use crate::transport::{SMALL, Token, Transport};
 use waxseal::kek::KekError;
 use waxseal::kek::toolkit::read_file;
 
-/// Says how this process logs in. Its Debug text has no secret.
+/// Selects how this process logs in. Its Debug shows no secret.
 ///
 /// Files are read again at each login, so an orchestrator can replace them.
 pub struct VaultAuth(Method);
 
 enum Method {
-    /// Something on the way adds the token.
+    /// Something in between adds the token.
     Nothing,
     Token(Token),
     TokenFile(PathBuf),
@@ -33,7 +33,7 @@ enum Method {
         mount: String,
         role_id: Source,
         secret_id: Option<Source>,
-        /// The secret id is the token of a response that holds it.
+        /// Whether the secret id is the token of a response that holds it.
         wrapped: bool,
     },
     Kubernetes {
@@ -57,7 +57,7 @@ enum Method {
         region: Option<String>,
         server_id: Option<String>,
     },
-    /// A text that can never be a token; refused at build.
+    /// A text that can never be a token. Build refuses it.
     Unusable(&'static str),
 }
 
@@ -76,15 +76,16 @@ const KUBERNETES_JWT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/toke
 const MAX_FILE: usize = 64 * 1024;
 
 impl VaultAuth {
-    /// Sends no token, for an agent or a proxy in front of the server that adds its own to each
-    /// request. If that token has ended, calls fail as *misconfigured*.
+    /// Sends no token, for an agent or a proxy in front of the server that adds one to each
+    /// request. If that token has expired, calls fail as *misconfigured*.
     #[must_use]
     pub fn none() -> Self {
         Self(Method::Nothing)
     }
 
-    /// Uses this token. It is renewed as long as the server allows. When it ends, every call fails
-    /// as *misconfigured*. For development, or where the process ends before the token does.
+    /// Uses this token. It is renewed as long as the server allows. When it expires, every call
+    /// fails as *misconfigured*. Use it for development, or if the process ends before the token
+    /// does.
     #[must_use]
     pub fn token(token: impl Into<String>) -> Self {
         match Token::new(SecretText::new(token.into())) {
@@ -96,20 +97,20 @@ impl VaultAuth {
     }
 
     /// Uses the token in this file, such as the sink of a Vault agent. The file is read again when
-    /// its token is refused or ends.
+    /// its token is refused or expires.
     #[must_use]
     pub fn token_file(path: impl Into<PathBuf>) -> Self {
         Self(Method::TokenFile(path.into()))
     }
 
     /// Logs in by AppRole with this role id, at the mount `approle`. Add the secret id if the role
-    /// demands one.
+    /// requires one.
     #[must_use]
     pub fn app_role(role_id: impl Into<String>) -> Self {
         Self::of_app_role(Source::value(role_id))
     }
 
-    /// Logs in by AppRole with the role id in this file. Otherwise as [`app_role`](Self::app_role).
+    /// Logs in by AppRole with the role id in this file, like [`app_role`](Self::app_role).
     #[must_use]
     pub fn app_role_file(path: impl Into<PathBuf>) -> Self {
         Self::of_app_role(Source::File(path.into()))
@@ -139,15 +140,15 @@ impl VaultAuth {
     /// Sets the token of a [wrapped response](https://openbao.org/docs/concepts/response-wrapping/)
     /// that holds AppRole's secret id. Has no effect on other methods.
     ///
-    /// The response can be opened once, so this process keeps the secret id for later logins. A
-    /// response that does not come from the creation of a secret id is refused. A token that was
-    /// used before is *misconfigured*: someone else may have the secret id.
+    /// The response can be opened only once, so this process keeps the secret id for later logins.
+    /// A response that does not come from the creation of a secret id is refused. A token that was
+    /// already used is *misconfigured*: someone else may have the secret id.
     #[must_use]
     pub fn wrapped_secret_id(self, token: impl Into<String>) -> Self {
         self.with_secret_id(Source::value(token), true)
     }
 
-    /// Sets the file with the token of a wrapped response. Otherwise as
+    /// Sets the file with the token of a wrapped response: see
     /// [`wrapped_secret_id`](Self::wrapped_secret_id). A new token in it is used at the next login.
     #[must_use]
     pub fn wrapped_secret_id_file(self, path: impl Into<PathBuf>) -> Self {
@@ -173,7 +174,7 @@ impl VaultAuth {
     }
 
     /// Logs in with the JSON web token in this file, at the mount `jwt`, for the method's default
-    /// role. For OpenID Connect, set its mount: a service has its issuer's token already and needs
+    /// role. For OpenID Connect, set its mount: a service already has its issuer's token and needs
     /// no browser.
     #[must_use]
     pub fn jwt(path: impl Into<PathBuf>) -> Self {
@@ -215,7 +216,7 @@ impl VaultAuth {
     }
 
     /// Logs in by AWS IAM with this role, at the mount `aws`. HashiCorp Vault only: OpenBao has no
-    /// such method. Nothing is sent to AWS from here; the server gets a signed request to STS that
+    /// such method. Nothing is sent to AWS from here. The server gets a signed request to STS that
     /// proves who signed it.
     #[must_use]
     pub fn aws_iam(role: impl Into<String>, credentials: impl AwsCredentials + 'static) -> Self {
@@ -238,7 +239,7 @@ impl VaultAuth {
         self
     }
 
-    /// Sets the value that the server demands for `X-Vault-AWS-IAM-Server-ID`. Has no effect on
+    /// Sets the value that the server requires for `X-Vault-AWS-IAM-Server-ID`. Has no effect on
     /// other methods.
     #[must_use]
     pub fn aws_server_id(mut self, value: impl Into<String>) -> Self {
@@ -248,7 +249,7 @@ impl VaultAuth {
         self
     }
 
-    /// Sets where the method is mounted. Has no effect on tokens.
+    /// Sets the mount of the method. Has no effect on tokens.
     #[must_use]
     pub fn mount(mut self, path: impl Into<String>) -> Self {
         if let Some(mount) = self.mount_mut() {
@@ -279,7 +280,7 @@ impl VaultAuth {
         }
     }
 
-    /// What is wrong with it, as far as can be told without asking.
+    /// Returns what is wrong with it, as far as that is known without a call.
     pub(crate) fn check(&self, has_certificate: bool) -> Result<(), &'static str> {
         let is_name = |text: &str| {
             !text.is_empty()
@@ -336,7 +337,7 @@ impl fmt::Debug for VaultAuth {
     }
 }
 
-/// What is shown at a login, as it was read for this one.
+/// The credentials of a login, as read for it.
 pub(crate) enum Credentials {
     /// A token that needs no login, or none at all.
     Token(Option<Token>),
@@ -349,13 +350,13 @@ pub(crate) enum Credentials {
     Aws(AwsKeys),
 }
 
-/// A secret id out of a wrapped response: the response can be looked into once.
+/// A secret id from a wrapped response, which can be opened only once.
 pub(crate) struct Kept {
     token: SecretText,
     secret_id: SecretText,
 }
 
-/// Who is asked, and where files are read.
+/// The server to ask, and how files are read.
 pub(crate) struct Desk<'a> {
     pub(crate) auth: &'a VaultAuth,
     pub(crate) transport: &'a Transport,
@@ -391,7 +392,7 @@ impl Desk<'_> {
         })
     }
 
-    /// Tells one set of credentials from another.
+    /// Returns a value that distinguishes sets of credentials.
     pub(crate) fn fingerprint(&self, credentials: &Credentials) -> u64 {
         match credentials {
             Credentials::Token(token) => self.hasher.hash_one(token.as_ref().map(Token::bytes)),
@@ -404,7 +405,7 @@ impl Desk<'_> {
         }
     }
 
-    /// Logs in with what was read. For a method that makes tokens only.
+    /// Logs in with these credentials. Only for a method that makes tokens.
     pub(crate) async fn log_in(
         &self,
         credentials: Credentials,
@@ -468,7 +469,8 @@ impl Desk<'_> {
         answer.auth.ok_or_else(|| Failure::not_understood(&operation))
     }
 
-    /// The secret id in a wrapped response: what an earlier look gave, if it is the same response.
+    /// Returns the secret id in a wrapped response, from an earlier look if it is the same
+    /// response.
     async fn unwrap(
         &self,
         mount: &str,
@@ -481,9 +483,10 @@ impl Desk<'_> {
         }
         let operation = format!("{}: the wrapped secret id", self.operation());
         let header = Token::new(copy(&token)).ok_or_else(|| {
-            Failure::misconfigured(format!("{operation} is no token")).without_asking()
+            Failure::misconfigured(format!("{operation} is not a token")).without_asking()
         })?;
-        // What was put in its place by somebody who took the secret id out was made elsewhere.
+        // If somebody took the secret id out and replaced the response, the replacement was created
+        // elsewhere.
         let state =
             self.transport.send(&operation, &wrapping_lookup(&token.0), None, SMALL).await?;
         let state = state.success::<WrappingState>(&operation).map_err(login_failure)?;
@@ -516,8 +519,8 @@ impl Desk<'_> {
     }
 }
 
-/// A login that is refused says nothing of the key: an operator has to act. Only a locked namespace
-/// is closed to everybody.
+/// A refused login says nothing about the key: an operator has to act. Only a locked namespace
+/// affects everybody.
 pub(crate) fn login_failure(failure: Failure) -> Failure {
     if failure.is_passing() || failure.locked {
         return failure;
@@ -525,8 +528,8 @@ pub(crate) fn login_failure(failure: Failure) -> Failure {
     Failure { class: waxseal::kek::KekErrorClass::Misconfigured, on_the_way: false, ..failure }
 }
 
-/// No credentials of AWS: their source's outage is one, and whatever else it says concerns them
-/// only.
+/// Handles missing AWS credentials. An outage of their source is an outage, and any other failure
+/// concerns only them.
 fn of_aws(error: KekError) -> Failure {
     let message = format!("login (AWS IAM): {}", error.message());
     let failure = Failure {
@@ -541,7 +544,7 @@ fn file_failure(path: &Path, what: &str) -> Failure {
     Failure::misconfigured(format!("login: {} {what}", path.display())).without_asking()
 }
 
-/// A short text without the white space around it; `None` if it is not one.
+/// Returns a short text without surrounding white space; `None` if it is not one.
 fn read_secret(path: &Path) -> Option<SecretText> {
     let bytes = read_file(path, MAX_FILE).ok()?;
     let text = std::str::from_utf8(&bytes).ok()?.trim();

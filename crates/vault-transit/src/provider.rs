@@ -1,4 +1,4 @@
-//! The provider: what the library asks of a KEK, put into requests, and the answers put back.
+//! The provider: translates the library's requests to those of the server, and the answers back.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -21,8 +21,8 @@ use waxseal::{Dek, KekId, WrappedDek};
 /// Wraps DEKs by one key of a Transit engine. A clone is another handle to the same provider.
 ///
 /// Its id is `vault:CLUSTER/MOUNT/KEY`. You choose the cluster's name. Two clusters may both have
-/// `transit/orders`; their names, which are in every sealed message, distinguish them. A namespace
-/// is not part of the id: give the same key in two namespaces two cluster names.
+/// `transit/orders`. Their names, which are in every sealed message, distinguish them. A namespace
+/// is not part of the id, so give the same key in two namespaces two cluster names.
 ///
 /// A wrapped DEK is Transit's own text, `vault:vN:…`, so other tools can read it too.
 ///
@@ -34,15 +34,15 @@ use waxseal::{Dek, KekId, WrappedDek};
 /// | not derived, [`ContextBinding::AssociatedData`] | the same as `associated_data` | yes | no: Transit cannot rewrap such ciphertexts, so this process unwraps and wraps |
 /// | not derived, [`ContextBinding::Unbound`] | nothing | no; the DEK id still commits to it, so a wrong context is found here, after Vault released the DEK | yes |
 ///
-/// Which of the first and the others applies is read from the key itself: Transit ignores a
-/// `context` under a key that is not derived.
+/// The key itself shows whether it is derived. Under a key that is not derived, Transit ignores a
+/// `context`.
 #[derive(Clone)]
 pub struct VaultTransitKek(pub(crate) Arc<Inner>);
 
 impl VaultTransitKek {
-    /// Logs in if necessary and reads the key now. Useful at the start of a service, to fail early,
-    /// and before a run that rewraps, so that [`is_current`](waxseal::kek::KekProvider::is_current)
-    /// knows the latest version.
+    /// Logs in if necessary and reads the key now. Use it at the start of a service, to fail early,
+    /// and before a rewrap run, so that [`is_current`](waxseal::kek::KekProvider::is_current) knows
+    /// the latest version.
     ///
     /// # Errors
     /// Those of the server; *misconfigured* for a key that cannot be used as it is.
@@ -54,9 +54,8 @@ impl VaultTransitKek {
 }
 
 impl Inner {
-    /// Whether the key can be used now, which is what counts: the node that a load balancer leads
-    /// to may be another one for each request, so what one node says of itself only explains a
-    /// failure.
+    /// Whether the key can be used now, which is what counts. A load balancer may route each
+    /// request to another node, so what one node says about itself only explains a failure.
     async fn health(self: &Arc<Self>) -> Result<Health, Failure> {
         if let Err(failure) = self.read_key_now().await {
             return Err(self.explained(failure).await);
@@ -71,7 +70,7 @@ impl Inner {
         }
     }
 
-    /// A failure that may pass, with what the server says of itself.
+    /// Adds what the server says about itself to a temporary failure.
     async fn explained(&self, failure: Failure) -> Failure {
         if !failure.is_passing() {
             return failure;
@@ -97,8 +96,8 @@ impl KekProvider for VaultTransitKek {
         &self.0.id
     }
 
-    /// [`Enforced`](Bound::Enforced), but for a key that is not derived under
-    /// [`ContextBinding::Unbound`], or may be one.
+    /// Returns [`Enforced`](Bound::Enforced), unless the key is, or may be, a key that is not
+    /// derived under [`ContextBinding::Unbound`].
     fn context_binding(&self) -> Bound {
         match (self.0.known.load().as_ref().map(|known| known.binding), self.0.chosen) {
             (Some(Binding::Derived | Binding::AssociatedData), _) => Bound::Enforced,
@@ -108,7 +107,7 @@ impl KekProvider for VaultTransitKek {
         }
     }
 
-    /// Unless the key is bound by [`ContextBinding::AssociatedData`], or may be.
+    /// Returns `true` unless the key is, or may be, bound by [`ContextBinding::AssociatedData`].
     fn rewraps_in_service(&self) -> bool {
         match (self.0.known.load().as_ref().map(|known| known.binding), self.0.chosen) {
             (Some(binding), _) => binding != Binding::AssociatedData,
@@ -116,8 +115,8 @@ impl KekProvider for VaultTransitKek {
         }
     }
 
-    /// From the version in the text, against the latest one that is known: from the key
-    /// ([`VaultTransitKek::read_key`], and again when that is older than
+    /// Compares the version in the text with the latest known one, from the key
+    /// ([`VaultTransitKek::read_key`], repeated when it is older than
     /// [`key_max_age`](crate::VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while
     /// none is known; the first question starts a reading.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
@@ -156,8 +155,8 @@ impl KekProvider for VaultTransitKek {
         })
     }
 
-    /// By Transit's `datakey`; under [`ContextBinding::AssociatedData`], which that does not take,
-    /// made here and wrapped.
+    /// Uses Transit's `datakey`. Under [`ContextBinding::AssociatedData`], which `datakey` does not
+    /// support, the DEK is made here and wrapped.
     fn generate<'a>(
         &'a self,
         context: &'a EncryptionContext,
@@ -181,7 +180,7 @@ impl KekProvider for VaultTransitKek {
         })
     }
 
-    /// On the server; under [`ContextBinding::AssociatedData`] here.
+    /// Rewraps on the server, or under [`ContextBinding::AssociatedData`] here.
     fn rewrap<'a>(
         &'a self,
         context: &'a EncryptionContext,
@@ -230,8 +229,8 @@ impl KekProvider for VaultTransitKek {
         })
     }
 
-    /// One request; under [`ContextBinding::AssociatedData`] two, and the DEKs pass through this
-    /// process.
+    /// Makes one request. Under [`ContextBinding::AssociatedData`] it makes two, and the DEKs pass
+    /// through this process.
     fn rewrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
@@ -264,8 +263,8 @@ impl KekProvider for VaultTransitKek {
         })
     }
 
-    /// Sealed, not initialised and standby are told apart; then the login, the policy for reading
-    /// the key, and the key itself are tried.
+    /// Reports sealed, not initialised and standby separately, and then tries the login, the policy
+    /// for reading the key, and the key itself.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(async move {
             let inner = self.0.clone();
@@ -277,8 +276,8 @@ impl KekProvider for VaultTransitKek {
         Some(self.0.auth.login())
     }
 
-    /// Gives back the token that the last login gave (`revoke-self`); a token that was handed to
-    /// the provider is not its to end.
+    /// Revokes the token of the last login (`revoke-self`). A token supplied to the provider is not
+    /// revoked.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let auth = self.0.auth.clone();
@@ -286,7 +285,7 @@ impl KekProvider for VaultTransitKek {
                 auth.close().await;
                 Ok::<_, KekError>(())
             };
-            // Where its runtime is gone there is nothing to be done either.
+            // If its runtime is gone, nothing can be done.
             let _ = self.0.spawner.run(work).await;
         })
     }
@@ -317,7 +316,7 @@ impl VaultTransitKek {
         }
     }
 
-    /// The ciphertext of an entry of this key, if it can be one.
+    /// Returns the ciphertext of an entry of this key, if it can be one.
     fn ciphertext(
         &self,
         context: &EncryptionContext,

@@ -17,9 +17,11 @@ use waxseal::kek::UnwrappedDek;
 use waxseal::kek::toolkit::report_request_id;
 use waxseal::{Dek, WrappedDek};
 
-/// Items of one request: the server's default limit is 1,000 strings, and an item has six.
+/// The maximum number of items in one request: the server's default limit is 1,000 strings, and an
+/// item has six.
 pub(crate) const BATCH_ITEMS: usize = 128;
-/// Bytes of one request's contexts and ciphertexts; the server's default limit is 32 MiB.
+/// The maximum size of one request's contexts and ciphertexts in bytes. The server's default limit
+/// is 32 MiB.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,7 +49,7 @@ impl Operation {
     }
 }
 
-/// What goes into one item of a request: a DEK in base64, or a ciphertext.
+/// One item of a request: a DEK in base64, or a ciphertext.
 pub(crate) struct Input {
     pub(crate) text: Zeroizing<String>,
     pub(crate) context: EncryptionContext,
@@ -96,7 +98,7 @@ impl Inner {
         results
     }
 
-    /// One result per item, in order, whatever the status of the whole.
+    /// Returns one result per item, in order, whatever the status of the whole.
     async fn one_batch(
         &self,
         operation: Operation,
@@ -112,7 +114,7 @@ impl Inner {
         });
         let request = many(&self.mount, operation.verb(), &self.key, items.collect());
         let reply = self.call(name, &request, SMALL + inputs.len() * 16 * 1024).await?;
-        // Some items failed, or none did; a failure of the whole has no results.
+        // Some items failed, or none did. A failure of the whole has no results.
         let answer = reply.read::<Answer<WrappedBatch>>();
         report(answer.as_ref().and_then(|answer| answer.request_id.as_deref()));
         let batch = match answer.and_then(|answer| answer.data) {
@@ -145,8 +147,8 @@ impl Inner {
         answer.data.ok_or_else(|| Failure::not_understood("generate"))
     }
 
-    /// The entry for a ciphertext that the server returned. What it says of the key's version is
-    /// believed.
+    /// Makes the entry for a ciphertext that the server returned. Its claim about the key's version
+    /// is trusted.
     pub(crate) fn wrapped(
         &self,
         operation: &str,
@@ -161,7 +163,7 @@ impl Inner {
     }
 }
 
-/// How many of these go into one request; at least one.
+/// Returns how many of these fit into one request; at least one.
 fn items_of_one_request(inputs: &[Input]) -> usize {
     let mut bytes = 0;
     let fits = inputs.iter().take(BATCH_ITEMS).take_while(|input| {
@@ -186,25 +188,25 @@ fn item<'a>(
     Item { plaintext, ciphertext, context, associated_data, reference }
 }
 
-/// Joins the library's events with the server's audit log. Not of a login, which may come before in
-/// the same call.
+/// Joins the library's events with the server's audit log. Not called for a login, which may come
+/// before in the same call.
 fn report(request_id: Option<&str>) {
     if let Some(request_id) = request_id {
         report_request_id(request_id);
     }
 }
 
-/// The context's canonical bytes, if they go to the server.
+/// Returns the context's canonical bytes, if they are sent to the server.
 fn encode_context(binding: Binding, context: &EncryptionContext) -> Option<String> {
     (binding != Binding::Unbound).then(|| Base64::encode_string(context.as_bytes()))
 }
 
-/// A DEK in base64, in a buffer of its size.
+/// Encodes a DEK in base64, in a buffer of its size.
 pub(crate) fn encode_dek(dek: &Dek) -> Zeroizing<String> {
     Zeroizing::new(Base64::encode_string(dek.expose()))
 }
 
-/// A DEK of whatever length out of base64; nobody has checked it yet.
+/// Decodes a DEK of any length from base64. Nobody has checked it yet.
 pub(crate) fn decode(text: Option<&SecretText>) -> Option<UnwrappedDek> {
     let text = text?;
     let mut bytes = UnwrappedDek::new(vec![0; text.0.len() / 4 * 3]);

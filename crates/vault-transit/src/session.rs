@@ -1,4 +1,4 @@
-//! A token and how long it lives, and how often there was a login.
+//! A token with its lifetime, and the number of logins.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,19 +8,19 @@ use crate::transport::Token;
 use waxseal::kek::Login;
 use waxseal::kek::toolkit::jitter;
 
-/// A token and how long it lives.
+/// A token and its lifetime.
 pub(crate) struct Session {
-    /// `None` where something on the way adds it.
+    /// `None` if something in between adds it.
     pub(crate) token: Option<Token>,
-    /// Before the request that gave it, so that it never ends earlier than is believed here.
+    /// Taken before the request that gave it, so that it never expires earlier than assumed here.
     pub(crate) since: Instant,
-    /// `None`: it does not end, or the end is not known.
+    /// `None` if it does not expire, or its expiry is not known.
     pub(crate) lease: Option<Duration>,
-    /// The lease that the login gave; a renewal that gives less has met the token's last end.
+    /// The lease of the login. A renewal that gives less has reached the token's maximum lifetime.
     pub(crate) first_lease: Option<Duration>,
     pub(crate) renewable: bool,
-    /// A login of ours gave it and nobody else has it, so it is given back when it is not needed
-    /// any more.
+    /// A login of this provider made it and nobody else has it, so it is revoked when it is no
+    /// longer needed.
     pub(crate) is_ours: bool,
     /// A call with it succeeded.
     pub(crate) worked: AtomicBool,
@@ -41,7 +41,7 @@ impl Session {
         self.lease.is_some_and(|lease| self.since.elapsed() >= lease)
     }
 
-    /// When to see to it: after about half of the lease, not all processes at once.
+    /// Returns when to renew it: after about half of the lease, and not in all processes at once.
     pub(crate) fn due_in(&self) -> Option<Duration> {
         let spread = jitter() * 0.1;
         self.lease.map(|lease| lease.mul_f64(0.6 - spread).saturating_sub(self.since.elapsed()))
@@ -65,7 +65,7 @@ impl Logins {
         counted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// With how long the present token still lives.
+    /// Returns the counts with the remaining time of the current token.
     pub(crate) fn shown(&self, current: Option<&Session>) -> Login {
         let [succeeded, failed] =
             [&self.succeeded, &self.failed].map(|n| n.load(Ordering::Relaxed));

@@ -1,5 +1,5 @@
-//! Whom to trust and what to show: certificates and keys from files, which are read anew when they
-//! change.
+//! Trusted certificates and the client's own: certificates and keys from files, which are read
+//! again when they change.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use waxseal::kek::toolkit::{FileContent, read_file};
 use waxseal::{Error, ErrorKind};
 
-/// Where the certificates of the CAs come from. They replace the system's.
+/// The source of the CA certificates, which replace the system's.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Roots {
     File(PathBuf),
@@ -34,22 +34,22 @@ pub(crate) struct TlsSources {
     pub(crate) client: Option<Client>,
 }
 
-/// What was read.
+/// The content of the files.
 #[derive(Clone, Default)]
 pub(crate) struct TlsMaterial {
-    /// Instead of the system's roots, if there are any.
+    /// Used instead of the system's root certificates, if set.
     pub(crate) roots: Option<Vec<Certificate>>,
     pub(crate) identity: Option<Identity>,
 }
 
-/// What tells one state of the files from another, without reading them.
+/// What distinguishes one state of the files from another, without reading them.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub(crate) struct Signature(Vec<(PathBuf, Option<FileState>)>);
 
-/// When it was changed, its length, and which file it is.
+/// The time of the last change, the length, and the file's identity.
 type FileState = (SystemTime, u64, u64);
 
-/// Longest certificate, key or bundle.
+/// The maximum size of a certificate, key or bundle.
 const MAX_FILE: usize = 8 * 1024 * 1024;
 
 impl TlsSources {
@@ -119,8 +119,8 @@ fn bundle(pem: &[u8], whose: &dyn std::fmt::Display) -> Result<Vec<Certificate>,
     }
 }
 
-/// The files of a directory and of those in it, in order. What is reached by a link counts; hidden
-/// names, in which Kubernetes keeps what its links point to, do not.
+/// Returns the files of a directory tree, in order. Links are followed. Hidden names, in which
+/// Kubernetes keeps the targets of its links, are skipped.
 fn files_in(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut rest = vec![(directory.to_owned(), 0)];

@@ -1,9 +1,10 @@
 //! Sends one request, once, and reads a bounded answer: TLS, proxy, time limits. It knows nothing
 //! of Transit.
 //!
-//! The client of vaultrs itself is not used: it cannot trust a private CA *instead of* the
-//! system's, sends the token wherever a redirection points, panics on a token or a namespace that
-//! is no header value, reads answers of any size, and its errors carry the body, a DEK included.
+//! The client of vaultrs itself is not used. It cannot trust a private CA *instead of* the
+//! system's, it sends the token wherever a redirection points, it panics on a token or a namespace
+//! that is not a header value, it reads answers of any size, and its errors contain the body,
+//! including a DEK.
 #![forbid(unsafe_code)]
 
 use std::error::Error as _;
@@ -25,12 +26,11 @@ use crate::errors::{Failure, Refusal, Said, classify, presentable, refusal};
 use crate::tls::TlsSources;
 use waxseal::kek::toolkit::certificates;
 
-/// A token as it goes into requests: its bytes are wiped when the last request that carries it is
-/// done.
+/// A token for requests. Its bytes are wiped when the last request that carries it is done.
 pub(crate) struct Token(HeaderValue);
 
 impl Token {
-    /// `None` if it has bytes that no header can carry.
+    /// Returns `None` if it has bytes that no header can carry.
     pub(crate) fn new(text: SecretText) -> Option<Self> {
         let mut text = text.0;
         let bytes = Bytes::from_owner(Zeroizing::new(std::mem::take(&mut *text).into_bytes()));
@@ -42,7 +42,7 @@ impl Token {
         Some(Self(value))
     }
 
-    /// Another handle to the same bytes.
+    /// Returns another handle to the same bytes.
     pub(crate) fn share(&self) -> Self {
         Self(self.0.clone())
     }
@@ -56,16 +56,16 @@ impl Token {
     }
 }
 
-/// Where the server is, whom to trust and how long to wait.
+/// The server's address, the trusted certificates and the time limits.
 pub(crate) struct TransportOptions {
     pub(crate) address: Url,
-    /// The name in the server's certificate, where it is not the address's.
+    /// The name in the server's certificate, if it differs from the address.
     pub(crate) server_name: Option<String>,
     pub(crate) namespace: Option<HeaderValue>,
     pub(crate) tls: TlsSources,
     pub(crate) proxy: ProxyChoice,
     pub(crate) follow_redirects: bool,
-    /// Plain http may go to another machine.
+    /// Whether plain http may go to another machine.
     pub(crate) plain_http: bool,
     pub(crate) connect_timeout: Duration,
     pub(crate) timeout: Duration,
@@ -74,47 +74,46 @@ pub(crate) struct TransportOptions {
 pub(crate) struct Transport {
     recipe: Arc<Recipe>,
     current: ArcSwap<Generation>,
-    /// Held by the one who makes the next client.
+    /// Held by the caller that makes the next client.
     renewing: tokio::sync::Mutex<()>,
-    /// How long the server takes to answer, smoothed, in microseconds; 0 before the first answer.
+    /// The usual latency, smoothed, in microseconds; 0 before the first answer.
     typical: AtomicU64,
-    /// Why the files could not be read anew, for an operator.
+    /// Why the files could not be read again, for an operator.
     trouble: StdMutex<Option<String>>,
     /// Without a path.
     origin: String,
-    /// What stands before the API's own path: empty, or that of a gateway.
+    /// The path before the API's own path: empty, or that of a gateway.
     prefix: String,
-    /// The `Host` header, where it is not the URL's.
+    /// The `Host` header, if it differs from the URL's host.
     host: Option<HeaderValue>,
     namespace: Option<HeaderValue>,
 }
 
-/// A pool this young has no connection that anybody could have forgotten, and a server that is slow
-/// for everybody is not helped by new connections: several times what an answer takes, within these
-/// bounds.
+/// A pool this young has no connection that could have been dropped, and new connections do not
+/// help a server that is slow for everybody. Several times the usual latency, within these bounds.
 const YOUNG_IN_ANSWERS: u64 = 10;
 const LEAST_YOUNG: Duration = Duration::from_millis(500);
 const MOST_YOUNG: Duration = Duration::from_secs(1);
-/// A request that was given up counts as unanswered after several times what an answer takes,
-/// within these bounds.
+/// A dropped request counts as unanswered after several times the usual latency, within these
+/// bounds.
 const SILENCE_IN_ANSWERS: u64 = 3;
 const SHORTEST_SILENCE: Duration = Duration::from_millis(20);
 const LONGEST_SILENCE: Duration = Duration::from_secs(1);
 
-/// Bytes of an answer that is not a batch.
+/// The maximum size of an answer that is not a batch, in bytes.
 pub(crate) const SMALL: usize = 256 * 1024;
 
-/// What came back, whatever its status.
+/// The answer, whatever its status.
 pub(crate) struct Reply {
     pub(crate) status: u16,
-    /// Retry-After in seconds (RFC 9110, section 10.2.3); a date is not read.
+    /// Retry-After in seconds (RFC 9110, section 10.2.3); a date is ignored.
     retry_after: Option<Duration>,
     body: Zeroizing<Vec<u8>>,
-    /// What it was asked with.
+    /// The token of the request.
     token: Option<Token>,
 }
 
-/// Bytes of an answer in another form than the server's that an operator may see.
+/// The maximum number of bytes that an operator sees of an answer that is not in the server's form.
 const MOST_SHOWN: usize = 1024;
 
 /// Why a transport cannot be set up.
@@ -133,8 +132,7 @@ impl Transport {
             let authority =
                 url.port().map_or_else(|| real.clone(), |port| format!("{real}:{port}"));
             host = HeaderValue::from_str(&authority).ok();
-            // The URL's host is what the certificate is held against; where it leads is decided by
-            // the resolver.
+            // The certificate is checked against the URL's host. The resolver decides the address.
             if url.set_host(Some(&name)).is_ok() {
                 resolver = Some(Arc::new(Elsewhere {
                     name,
@@ -168,17 +166,17 @@ impl Transport {
         })
     }
 
-    /// What an operator should know of the certificate, key and CA files.
+    /// Returns what an operator should know about the certificate, key and CA files.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes when the client's certificate may have changed.
+    /// Returns a number that changes when the client's certificate may have changed.
     pub(crate) async fn generation(&self) -> u64 {
         self.trusted().await.number
     }
 
-    /// The client to use, a new one if that is due.
+    /// Returns the client to use, a new one if that is due.
     async fn trusted(&self) -> Arc<Generation> {
         let current = self.current.load_full();
         let due = async |current: &Arc<Generation>| {
@@ -219,7 +217,7 @@ impl Transport {
         Duration::from_micros(typical.saturating_mul(times)).clamp(least, most)
     }
 
-    /// A request on one of its connections was not answered.
+    /// Records that a request on one of its connections was not answered.
     fn distrust(&self, generation: &Generation) {
         if generation.born.elapsed() >= self.in_answers(YOUNG_IN_ANSWERS, LEAST_YOUNG, MOST_YOUNG) {
             generation.distrusted.store(true, Ordering::Relaxed);
@@ -243,7 +241,8 @@ impl Transport {
         self.send_to(operation, endpoint, token, self.namespace.as_ref(), most).await
     }
 
-    /// As [`send`](Self::send), for what exists once for all namespaces, and without a token.
+    /// Does the same as [`send`](Self::send), for what is common to all namespaces, and without a
+    /// token.
     pub(crate) async fn send_to_root<E: Endpoint>(
         &self,
         operation: &str,
@@ -298,8 +297,7 @@ impl Transport {
     }
 }
 
-/// A request on its way. Where its caller leaves without an answer, the pool that it used is
-/// judged.
+/// A request in flight. If its caller leaves without an answer, the pool that it used is judged.
 struct Asking<'a> {
     transport: &'a Transport,
     generation: &'a Generation,
@@ -336,7 +334,7 @@ impl Asking<'_> {
             if fits {
                 append(&mut body, &chunk);
             }
-            // Where nobody else holds the buffer; what the connection's own buffers keep is out of
+            // Succeeds if nobody else holds the buffer. The connection's own buffers are out of
             // reach.
             if let Ok(mut chunk) = chunk.try_into_mut() {
                 chunk.zeroize();
@@ -354,7 +352,7 @@ impl Asking<'_> {
 
     fn failed(&mut self, operation: &str, error: &reqwest::Error) -> Failure {
         self.over = true;
-        // Where no connection came about, none was forgotten.
+        // If no connection was made, none was dropped.
         if !error.is_connect() {
             self.transport.distrust(self.generation);
         }
@@ -373,7 +371,7 @@ impl Drop for Asking<'_> {
     }
 }
 
-/// Every byte that could mean something else than itself, in hexadecimal; segments stay segments.
+/// Encodes every byte that could have a special meaning. Segments stay segments.
 fn encode_path(path: &str) -> String {
     let mut encoded = String::with_capacity(path.len());
     for byte in path.bytes() {
@@ -387,13 +385,13 @@ fn encode_path(path: &str) -> String {
 }
 
 impl Reply {
-    /// Who says it, if this is not a success.
+    /// Returns who sent an unsuccessful answer.
     fn said(&self) -> Said {
         let answer: Option<Answer<serde::de::IgnoredAny>> = serde_json::from_slice(&self.body).ok();
         match answer.and_then(|answer| answer.errors) {
             Some(texts) => Said::ByTheServer(texts),
             None => {
-                // Some show what they were sent.
+                // Some answers repeat what they were sent.
                 let start =
                     String::from_utf8_lossy(self.body.get(..MOST_SHOWN).unwrap_or(&self.body));
                 Said::BySomethingElse(match self.token.as_ref().map(Token::bytes) {
@@ -404,7 +402,7 @@ impl Reply {
         }
     }
 
-    /// Whether an error is worded as the server does.
+    /// Whether an error has the server's form.
     pub(crate) fn is_the_servers(&self) -> bool {
         matches!(self.said(), Said::ByTheServer(_))
     }
@@ -421,18 +419,18 @@ impl Reply {
         }
     }
 
-    /// What an answer means that is no success.
+    /// Returns what an unsuccessful answer means.
     pub(crate) fn failure(&self, operation: &str) -> Failure {
         let failure = classify(operation, self.status, &self.said());
         Failure { retry_after: self.retry_after, ..failure }
     }
 
-    /// Reads the answer in whatever form it is.
+    /// Reads the answer in any form.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Option<T> {
         serde_json::from_slice(&self.body).ok()
     }
 
-    /// The answer to a success, else what it means.
+    /// Returns a successful answer, or else what it means.
     pub(crate) fn success<T: DeserializeOwned>(
         &self,
         operation: &str,
@@ -456,7 +454,7 @@ fn append(body: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
     body.extend_from_slice(more);
 }
 
-/// Why there is no answer, in words: neither address nor body is in it.
+/// Returns why there is no answer. The text contains neither address nor body.
 fn unreachable(operation: &str, error: &reqwest::Error) -> Failure {
     let mut cause = error.source();
     let mut last = String::new();

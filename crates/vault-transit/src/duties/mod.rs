@@ -1,7 +1,7 @@
-//! The ACL policies of Vault or OpenBao that separate the duties for the keys of a data domain.
+//! Generates Vault or OpenBao ACL policies that separate the duties for the keys of a data domain.
 //!
-//! Holders of roles are ACL policies, by their names. Who gets a token with which of them is said
-//! by the roles of the auth methods.
+//! Holders of roles are ACL policies, by their names. The roles of the auth methods decide who gets
+//! a token with which policy.
 //!
 //! ```
 //! use waxseal::domain::DomainConfig;
@@ -24,9 +24,9 @@
 //! # Ok::<(), waxseal::Error>(())
 //! ```
 //!
-//! A policy denies the other duties by name, and a denial wins. So a token that has the policies of
-//! an owner and of a reader cannot decrypt. A policy cannot look into the context: give each domain
-//! a key of its own. See docs/duties.md.
+//! A policy denies the other duties by name, and a denial wins. So a token with the policies of an
+//! owner and of a reader cannot decrypt. A policy cannot check the context, so give each domain its
+//! own key. See docs/duties.md.
 #![forbid(unsafe_code)]
 
 mod policy;
@@ -43,15 +43,15 @@ use policy::Rules;
 /// The settings of a key that administrators change.
 const SETTINGS: [(&str, &[&str]); 3] =
     [("auto_rotate_period", &[]), ("min_decryption_version", &[]), ("min_encryption_version", &[])];
-/// With which a key is made: derived, so that the server enforces the context, and never
-/// exportable.
+/// The settings with which a key is created: derived, so that the server enforces the context, and
+/// never exportable.
 const MAKING: [(&str, &[&str]); 3] = [
     ("auto_rotate_period", &[]),
     // The API sends a boolean, the command line a string.
     ("derived", &["true", "\"true\""]),
     ("type", &["\"aes256-gcm96\"", "\"chacha20-poly1305\""]),
 ];
-/// What uses a key, or takes it out. Behind each stands the key's name.
+/// The operations that use a key or export it. The key's name follows each.
 const USE: [&str; 8] = [
     "backup",
     "byok-export/+",
@@ -62,7 +62,7 @@ const USE: [&str; 8] = [
     "export/+",
     "rewrap",
 ];
-/// What changes a key. Before each stands the key's path.
+/// The operations that change a key. The key's path precedes each.
 const CHANGE: [&str; 7] =
     ["config", "import", "import_version", "rotate", "soft-delete", "soft-delete-restore", "trim"];
 
@@ -90,29 +90,30 @@ pub struct VaultPoliciesBuilder {
 }
 
 impl VaultPolicies {
-    /// Starts with who has which role, by names of ACL policies.
+    /// Starts with the holders of each role, by names of ACL policies.
     pub fn builder(duties: &Duties) -> VaultPoliciesBuilder {
         VaultPoliciesBuilder { duties: duties.clone(), cluster: None }
     }
 
-    /// Returns the names of the policies, each once.
+    /// Returns the names of the policies, without duplicates.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let all = Role::ALL.into_iter().flat_map(|role| self.duties.holders(role));
         all.map(String::as_str).collect::<BTreeSet<_>>().into_iter()
     }
 
-    /// Returns the cluster, by the name that it has in the URIs.
+    /// Returns the cluster, by its name in the URIs.
     #[must_use]
     pub fn cluster(&self) -> &str {
         &self.cluster
     }
 
-    /// Returns mount and key of each KEK there.
+    /// Returns mount and key of each KEK on it.
     pub fn keys(&self) -> impl Iterator<Item = (&str, &str)> {
         self.keys.iter().map(|key| (key.mount.as_str(), key.key.as_str()))
     }
 
-    /// Returns a policy: what all roles need that have this name. That of break-glass denies.
+    /// Returns a policy with everything that the roles of this name need. For break-glass it
+    /// denies.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] if the name has no role.
@@ -120,11 +121,11 @@ impl VaultPolicies {
         self.document(name, false)
     }
 
-    /// Returns the policy of break-glass that allows to decrypt. Somebody else than its holder
-    /// writes it, and the [other one](Self::policy) when the emergency is over.
+    /// Returns the policy of break-glass that allows decryption. Someone other than its holder must
+    /// write it, and the [normal policy](Self::policy) after the emergency.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] if the name is not one of break-glass.
+    /// [`ErrorKind::InvalidOption`] if the name is not a holder of break-glass.
     pub fn enabled_break_glass(&self, name: &str) -> Result<String, Error> {
         if !self.roles_of(name).any(|role| role == Role::BreakGlass) {
             return Err(invalid(format!("{name:?} is not break-glass")));
@@ -158,13 +159,13 @@ impl VaultPolicies {
         Ok(rules.hcl(&format!("Domain {}: {roles}{state}.", self.duties.domain())))
     }
 
-    /// The configuration and the trail. The log itself is a file, or a socket.
+    /// The configuration and the trail. The log itself is a file or a socket.
     fn allow_audit(&self, rules: &mut Rules) {
         for name in self.names() {
             rules.allow(format!("sys/policies/acl/{name}"), &["read"]);
         }
         rules.allow("sys/audit", &["read", "sudo"]);
-        // To find a context in the log, which has hashes.
+        // To find a context in the log, which contains hashes.
         rules.allow("sys/audit-hash/+", &["update"]);
     }
 }
@@ -197,12 +198,13 @@ impl DomainKey {
                 }
                 // One KEK makes the DEK. The others wrap it.
                 if !makes || !duties.has_one_kek() {
-                    // Never `create`: it would make a key that is missing, and not a derived one.
+                    // Never `create`, which would create a missing key, and one that is not
+                    // derived.
                     rules.allow(with_key("encrypt"), &["update"]);
                 }
             }
             Role::Reader => rules.allow(with_key("decrypt"), &["update"]),
-            // To the same key, whose version is then the latest.
+            // To the same key, under its latest version.
             Role::Rewrapper if *wraps => rules.allow(with_key("rewrap"), &["update"]),
             Role::BreakGlass if is_enabled => rules.allow(with_key("decrypt"), &["update"]),
             Role::BreakGlass => rules.deny(with_key("decrypt")),
@@ -233,19 +235,19 @@ impl DomainKey {
 }
 
 impl VaultPoliciesBuilder {
-    /// Sets the cluster, by the name that it has in the URIs. It is needed if the domain has keys
-    /// on several: each of them has policies of its own.
+    /// Sets the cluster, by its name in the URIs. It is needed if the domain has keys on several
+    /// clusters, since each has separate policies.
     pub fn cluster(mut self, name: impl Into<String>) -> Self {
         self.cluster = Some(name.into());
         self
     }
 
-    /// Checks everything that will stand in a policy.
+    /// Checks everything that will appear in a policy.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] if a name of a policy, a mount or a key has characters that
-    /// mean something in a policy, if the domain has no key on the cluster, and if the cluster has
-    /// to be chosen.
+    /// [`ErrorKind::InvalidOption`] if the name of a policy, a mount or a key has characters with a
+    /// special meaning in a policy, if the domain has no key on the cluster, and if the cluster
+    /// must be chosen.
     pub fn build(self) -> Result<VaultPolicies, Error> {
         let Self { duties, cluster } = self;
         for role in Role::ALL {
@@ -258,7 +260,7 @@ impl VaultPoliciesBuilder {
             };
             if let Some(name) = names.find(|name| !is_name(name)) {
                 return Err(invalid(format!(
-                    "{role}: {name:?} is no name of a policy: lower-case letters, digits and `-_.`, \
+                    "{role}: {name:?} is not the name of a policy: lower-case letters, digits and `-_.`, \
                      and neither `root` nor `default`"
                 )));
             }
@@ -295,7 +297,7 @@ impl VaultPoliciesBuilder {
     }
 }
 
-/// A part of a path in a policy: without what ends a string of HCL, a glob, or a template.
+/// Checks a part of a path in a policy: nothing that ends a string of HCL, a glob, or a template.
 fn checked(what: &str, text: &str) -> Result<String, Error> {
     let is_plain = |c: char| c.is_alphanumeric() || "-_./ :@,=~".contains(c);
     let is_segment = what == "mount" || !text.contains('/');

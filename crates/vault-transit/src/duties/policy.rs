@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// What a policy says of one path.
+/// A policy's rule for one path.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 struct Rule {
     capabilities: BTreeSet<&'static str>,
-    /// The parameters that a request may have, with their values as HCL; none for any value.
+    /// The parameters that a request may have, with their values as HCL, or none for any value.
     /// Without parameters any request may be made.
     parameters: BTreeMap<&'static str, &'static [&'static str]>,
 }
 
-/// The rules of one policy. What two roles say of one path is joined.
+/// The rules of one policy. The rules of two roles for one path are merged.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Rules(BTreeMap<String, Rule>);
 
@@ -33,19 +33,19 @@ impl Rules {
         rule.parameters.extend(parameters.iter().copied());
     }
 
-    /// Denies, also to a token that another policy allows it.
+    /// Denies it, even to a token that another policy allows it.
     pub(super) fn deny(&mut self, path: impl Into<String>) {
         self.0.insert(path.into(), Rule { capabilities: ["deny"].into(), ..Rule::default() });
     }
 
-    /// Writes the policy below a comment. Nothing in it needs escaping: names were checked.
+    /// Writes the policy below a comment. Nothing in it needs escaping, since names were checked.
     pub(super) fn hcl(&self, comment: &str) -> String {
         let mut text = format!("# {comment}\n");
         for (path, rule) in &self.0 {
             let capabilities: Vec<_> =
                 rule.capabilities.iter().map(|name| format!("\"{name}\"")).collect();
             let capabilities = capabilities.join(", ");
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(text, "\npath \"{path}\" {{\n  capabilities = [{capabilities}]\n");
             if !rule.parameters.is_empty() {
                 text.push_str("  allowed_parameters = {\n");

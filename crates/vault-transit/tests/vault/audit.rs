@@ -104,7 +104,7 @@ async fn the_request_id_of_a_record_is_that_of_the_servers_log_and_what_has_none
         activities.iter().filter(|activity| **activity == "dek_unwrapped").count()
     };
     assert_eq!(joined.values().map(unwrapped).max(), Some(3));
-    // Whatever used the key, is in no trail, and was not refused, did not go through the library.
+    // A use of the key that is in no trail and was not refused did not go through the library.
     let foreign: Vec<_> = answers
         .iter()
         .filter(|(id, entry)| {
@@ -114,7 +114,8 @@ async fn the_request_id_of_a_record_is_that_of_the_servers_log_and_what_has_none
         .map(|(_, entry)| (verb(entry).unwrap(), entry["auth"]["policies"].clone()))
         .collect();
     assert_eq!(foreign, [("encrypt".to_owned(), json!(["root"]))]);
-    // The server tells no id of a request that it refuses. The record has key, operation and time.
+    // The server returns no id for a request that it refuses. The record has key, operation and
+    // time.
     let refused = |record: &&Record| record.error_type.as_deref() == Some("denied");
     assert!(records.iter().filter(refused).all(|record| record.request_id.is_none()));
     let refused = records.iter().find(|record| {

@@ -194,7 +194,7 @@ async fn a_login_slower_than_a_try_succeeds_and_leaves_no_token_behind() {
     assert_eq!(log.made.load(SeqCst), log.revoked.load(SeqCst), "tokens left behind");
 }
 
-/// A firewall in front refuses some bodies, which whoever writes messages can write.
+/// A firewall in front refuses some bodies, which an author of messages can produce.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_a_firewall_refuses_open_no_breaker() {
     let log = Arc::new(Log::default());
@@ -219,7 +219,7 @@ async fn messages_that_a_firewall_refuses_open_no_breaker() {
     envelope.decrypt(&context("alice"), Aad::empty(), &honest).await.unwrap();
 }
 
-/// An agent on this machine, and a proxy in an environment that nobody cleaned.
+/// An agent on this machine, and a proxy in a dirty environment.
 #[test]
 fn a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine() {
     let (log, proxy_log) = (Arc::new(Log::default()), Arc::new(Log::default()));
@@ -231,7 +231,7 @@ fn a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine() {
         Arc::new(|_, _, _, _| Some((502, String::new(), vec![]))),
     );
     if std::env::var_os("BAO_ADDR").is_none() {
-        // The variables are set for a process of its own.
+        // The variables are set for its own process.
         let run = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine",
@@ -258,8 +258,8 @@ fn a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine() {
     });
 }
 
-/// A forged message casts doubt on the key; while the key cannot be read, nobody else is the worse
-/// for it.
+/// A forged message casts doubt on the key; while the key cannot be read, no other caller is
+/// affected.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forged_message_makes_nobody_depend_on_reading_the_key() {
     let log = Arc::new(Log::default());

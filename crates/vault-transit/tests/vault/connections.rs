@@ -193,7 +193,7 @@ async fn a_call_on_its_way_is_not_disturbed_by_another_ones_timeout() {
         let (kek, alice, wrapped) = (kek.clone(), alice.clone(), wrapped.clone());
         tokio::spawn(async move { kek.unwrap(&alice, &wrapped).await.map(|_| ()) })
     };
-    // Others give up, and their pool is not used any more.
+    // Other callers give up, and their pool is not used any more.
     for _ in 0..3 {
         let given_up =
             tokio::time::timeout(Duration::from_millis(1200), kek.unwrap(&alice, &wrapped)).await;
@@ -316,7 +316,7 @@ async fn a_ca_file_that_changes_is_read_anew_and_a_broken_one_changes_nothing() 
     write(&path, &new_ca);
     kek.unwrap(&alice, &wrapped).await.unwrap();
 
-    // What nobody vouches for is not the key service's outage.
+    // A certificate that no authority vouches for is not an outage of the key service.
     write(&path, &old_ca);
     let error = kek.unwrap(&alice, &wrapped).await.unwrap_err();
     assert_eq!(error.class(), Misconfigured, "{error}");
@@ -342,8 +342,8 @@ async fn a_client_certificate_that_changes_is_shown_from_the_next_call_on() {
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
 
-    // From now on only the new one is accepted. Between the two files nothing fits, and the old one
-    // goes on where it is known.
+    // From now on only the new one is accepted. Between the two files nothing matches, and the old
+    // one stays in use where it is known.
     write(&certificate_file, &new_certificate);
     kek.unwrap(&alice, &wrapped).await.unwrap();
     assert!(matches!(kek.health().await.unwrap(), Health::Degraded(_)));

@@ -69,7 +69,7 @@ impl Ground {
         (answer.status().as_u16(), answer.json().await.unwrap_or(Value::Null))
     }
 
-    /// Whether the policies let it through, whatever becomes of it then.
+    /// Whether the policies allow it, regardless of what follows.
     async fn may(&self, token: &str, (method, path, body): &Request) -> bool {
         let (status, answer) = self.ask(token, method, path, body).await;
         if status == 403 {
@@ -360,7 +360,7 @@ fn what_cannot_stand_in_a_policy_is_refused() {
     };
     for name in ["root", "default", "A", "a b", "a\"b", "a/b", "*", "+", "a{{b}}"] {
         let refused = build(&config(), &Holders::default().readers([name])).unwrap_err();
-        assert!(refused.contains("no name of a policy"), "{refused}");
+        assert!(refused.contains("not the name of a policy"), "{refused}");
     }
     for place in [
         "tr%22ansit/orders",
@@ -394,7 +394,7 @@ fn what_cannot_stand_in_a_policy_is_refused() {
 }
 
 proptest! {
-    /// Whatever somebody writes into a name: it is refused, or stands between two quotes.
+    /// Any text in a name is refused, or is between two quotes.
     #[test]
     fn a_name_never_changes_what_a_policy_says(
         written in "[a-z\"*+{}$%\\\\ \n\u{e9}\u{2028}-]{1,4}",

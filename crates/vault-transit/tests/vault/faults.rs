@@ -103,7 +103,7 @@ fn faults() -> Vec<Fault<Ground>> {
         on_the_line("no answer", |g| g.proxy.set(Line::Silence)).slow(),
         on_the_line("not HTTP", |g| g.proxy.set(Line::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))),
         on_the_line("a trickle", |g| g.proxy.set(Line::Trickle(Duration::from_millis(100)))).slow(),
-        // --- answers that are none
+        // --- answers that are not valid
         instead("garbage", Unavailable, |g| answer(g, "200 OK", "\u{fffd}[}")),
         instead("an answer without content", Unavailable, |g| answer(g, "200 OK", "{}")),
         instead("a gateway's page", Unavailable, |g| {

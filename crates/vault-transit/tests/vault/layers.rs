@@ -50,7 +50,7 @@ fn envelope(kek: &BranchKek) -> Envelope {
     Envelope::builder().wrap_with(kek.clone()).build().unwrap()
 }
 
-/// A context of the tenant's branch, with a DEK of its own.
+/// A context of the tenant's branch, with its own DEK.
 fn table(tenant: &str, table: usize) -> EncryptionContext {
     EncryptionContext::new([("tenant", tenant), ("table", &table.to_string())]).unwrap()
 }
@@ -148,7 +148,7 @@ async fn a_key_that_is_deleted_ends_every_dek_under_its_branch_keys_and_their_ha
     // Nobody has asked since, and it is within the bound.
     open(&reader, &one, &first).await.unwrap();
     handle.decrypt(Aad::empty(), &*second).unwrap();
-    // The branch key is due: whoever uses a DEK under it has it renewed, which is denied.
+    // The branch key is due: a use of a DEK under it causes a renewal, which is denied.
     clock.advance(Duration::from_secs(250));
     let begun = Instant::now();
     let ended = loop {
@@ -164,7 +164,7 @@ async fn a_key_that_is_deleted_ends_every_dek_under_its_branch_keys_and_their_ha
         let error = open(&reader, context, sealed).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     }
-    // Who comes later is denied as well.
+    // Later callers are denied as well.
     let later = envelope(&ground.branches().build().unwrap());
     assert_eq!(open(&later, &one, &first).await.unwrap_err().kind(), ErrorKind::Denied);
 }

@@ -163,7 +163,7 @@ async fn a_wrapped_secret_id_is_looked_into_once_and_kept_for_later_logins() {
 async fn a_wrapped_response_that_somebody_put_in_its_place_is_not_used() {
     let server = server().await;
     let (role_id, secret_id) = server.app_role("1h", "1h").await;
-    // A good secret id even, wrapped by whoever took the first one out.
+    // Even a good secret id, wrapped by the thief who unwrapped the first one.
     let replaced = wrapped(&server, "sys/wrapping/wrap", json!({ "secret_id": secret_id })).await;
     let kek = at(server.port(), VaultAuth::app_role(&*role_id).wrapped_secret_id(&*replaced));
     fails(works(&kek).await, Misconfigured, "somebody may have replaced it");

@@ -292,7 +292,7 @@ async fn rotations_under_load_fail_nothing_and_old_messages_are_rewrapped() {
         server.rotate("orders").await;
         tokio::time::sleep(millis(300)).await;
     }
-    // Long enough for every DEK to be made anew.
+    // Long enough for every DEK to be made again.
     tokio::time::sleep(millis(1500)).await;
     let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     assert_eq!(kek.read_key().await.unwrap().latest_version, 11);

@@ -281,7 +281,7 @@ async fn a_token_file_is_followed_whether_or_not_its_tokens_may_look_themselves_
             server.revoke(&old).await;
             works(&kek).await.unwrap();
         }
-        // A policy that is taken away is a denial, and a token that ended without another is none.
+        // A removed policy is a denial, and a token that ended without another is not.
         allow(&server, &["keys"]).await;
         fails(works(&kek).await, Denied, "(403");
         server.policy("orders", "orders").await;

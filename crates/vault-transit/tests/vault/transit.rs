@@ -377,7 +377,7 @@ async fn a_service_sees_a_rotation_without_a_restart_and_says_so_without_a_call(
     let old = kek.wrap(&alice, &dek).await.unwrap();
     assert!(kek.is_current(&old) == Some(true));
     server.rotate("orders").await;
-    // Asking is what makes it read the key anew; nobody else calls.
+    // Asking is what makes it read the key again; nobody else calls.
     let deadline = Instant::now() + Duration::from_secs(20);
     while kek.is_current(&old) != Some(false) {
         assert!(Instant::now() < deadline, "the rotation is not seen");
