@@ -25,17 +25,17 @@ const SESSIONS: std::ops::RangeInclusive<u32> = 1..=64;
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(60);
 const KEY_MAX_AGES: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
-/// Calls per second are the token's business: the budget is about sessions.
+/// The token limits calls per second. The budget is about sessions.
 const PER_SECOND: u32 = 1_000_000;
 #[cfg(unix)]
 const DEFAULT_HELPER_DEADLINE: Duration = Duration::from_secs(30);
 #[cfg(unix)]
 const HELPER_DEADLINES: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
-/// Longest label of a token, in bytes (`CK_TOKEN_INFO`).
+/// The maximum size of a token's label in bytes (`CK_TOKEN_INFO`).
 const LONGEST_TOKEN: usize = 32;
 
-/// Configures a [`Pkcs11Kek`]. What is not set has its default.
+/// Configures a [`Pkcs11Kek`]. Unset options have their defaults.
 #[must_use = "nothing happens until `build`"]
 pub struct Pkcs11KekBuilder {
     module: PathBuf,
@@ -55,8 +55,8 @@ pub struct Pkcs11KekBuilder {
 
 impl Pkcs11Kek {
     /// Starts the configuration for the AES key with the label `object`, at a token of the PKCS#11
-    /// module in the file `module`. One of [`token`](Pkcs11KekBuilder::token),
-    /// [`serial`](Pkcs11KekBuilder::serial) and [`slot_id`](Pkcs11KekBuilder::slot_id) has to name
+    /// module in the file `module`. [`token`](Pkcs11KekBuilder::token),
+    /// [`serial`](Pkcs11KekBuilder::serial) or [`slot_id`](Pkcs11KekBuilder::slot_id) must identify
     /// the token.
     pub fn builder(module: impl Into<PathBuf>, object: impl Into<String>) -> Pkcs11KekBuilder {
         Pkcs11KekBuilder {
@@ -103,29 +103,29 @@ impl Pkcs11KekBuilder {
         self
     }
 
-    /// Sets the number of the slot. Modules may number their slots anew at each start: prefer the
+    /// Sets the number of the slot. Modules may renumber their slots at each start, so prefer the
     /// label.
     pub fn slot_id(mut self, slot: u64) -> Self {
         self.token.slot_id = Some(slot);
         self
     }
 
-    /// Sets what stands for the token in the KEK id, which is in every message: its own label by
-    /// default. Two tokens with the same label need two names.
+    /// Sets the token's name in the KEK id, which is in every message. By default it is the token's
+    /// label. Two tokens with the same label need two names.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Sets the key's `CKA_ID`, 1 to 64 bytes, where several keys have the label. It is then part
-    /// of the KEK id. Not with [`Versions::ById`].
+    /// Sets the key's `CKA_ID`, 1 to 64 bytes, if several keys have the label. It is then part of
+    /// the KEK id. Not allowed with [`Versions::ById`].
     pub fn id(mut self, id: impl Into<Vec<u8>>) -> Self {
         self.id = Some(id.into());
         self
     }
 
-    /// Sets where the user's PIN is. Without a PIN nobody is logged in, which suits tokens whose
-    /// keys are public objects, or where other code of the process logs in.
+    /// Sets the source of the user's PIN. Without a PIN there is no login, which suits tokens whose
+    /// keys are public objects, or processes in which other code logs in.
     pub fn pin_source(mut self, source: PinSource) -> Self {
         self.pin = Some(Pin::From(source));
         self
@@ -137,7 +137,7 @@ impl Pkcs11KekBuilder {
         self
     }
 
-    /// Sets the only way to an IV that is tried. By default the ways are tried in the order of
+    /// Sets the only IV source to try. By default the sources are tried in the order of
     /// [`IvSource`], and the first that works is kept.
     pub fn iv_source(mut self, source: IvSource) -> Self {
         self.iv_source = Some(source);
@@ -150,9 +150,9 @@ impl Pkcs11KekBuilder {
         self
     }
 
-    /// Sets how many sessions are open at most, each on a thread: 1 to 64, by default 4. The first
-    /// call opens the first, and more are opened as calls wait. A token that allows fewer has
-    /// fewer.
+    /// Sets the maximum number of open sessions, each on its own thread: 1 to 64, by default 4. The
+    /// first call opens the first session, and more are opened as calls wait. If the token allows
+    /// fewer, there are fewer.
     pub fn sessions(mut self, sessions: u32) -> Self {
         self.sessions = sessions;
         self
@@ -165,36 +165,35 @@ impl Pkcs11KekBuilder {
         self
     }
 
-    /// Sets the program that loads the module in a process of its own, one for each session, so
-    /// that a module that crashes or hangs does not take this process with it. The path is
-    /// absolute; the program is `waxseal-pkcs11-helper` of this crate, in the same version, or one
-    /// that calls [`helper::run`](crate::helper::run). Only on Unix. By default the module is
-    /// loaded here.
+    /// Sets the program that loads the module in a separate process for each session, so that a
+    /// module that crashes or hangs does not affect this process. The path is absolute. The program
+    /// is `waxseal-pkcs11-helper` of this crate, in the same version, or one that calls
+    /// [`helper::run`](crate::helper::run). Only on Unix. By default the module is loaded here.
     pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
         self.helper = Some(program.into());
         self
     }
 
     /// Sets how long a helper may take for one request before it is killed and the call fails as
-    /// *unavailable*: 100 ms to 1 hour, by default 30 seconds. It has to be longer than the token
-    /// ever takes, also to refuse a wrong PIN, since one whose helper was killed may be given
-    /// again. A login or the first call may take several functions of the module. Only with
+    /// *unavailable*: 100 ms to 1 hour, by default 30 seconds. It must be longer than the token
+    /// ever takes, including to refuse a wrong PIN, since a PIN whose helper was killed may be
+    /// tried again. A login or the first call may call several functions of the module. Only with
     /// [`helper`](Self::helper).
     pub fn helper_deadline(mut self, deadline: Duration) -> Self {
         self.helper_deadline = Some(deadline);
         self
     }
 
-    /// Sets which variables of this process's environment a helper gets, such as `SOFTHSM2_CONF`,
-    /// by their names. By default, and with no name, it gets all. It never gets the one that the
-    /// PIN is in. Only with [`helper`](Self::helper).
+    /// Sets which of this process's environment variables a helper gets, such as `SOFTHSM2_CONF`.
+    /// By default, and with no name, it gets all. It never gets the one that contains the PIN. Only
+    /// with [`helper`](Self::helper).
     pub fn helper_variables(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.helper_variables = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Checks everything that can be checked without the module, and builds the provider. Loads
-    /// nothing: the first call does. The provider needs no runtime.
+    /// Checks everything that can be checked without the module, and builds the provider. It loads
+    /// nothing, since the first call does. The provider needs no runtime.
     ///
     /// # Errors
     /// [`InvalidOption`](ErrorKind::InvalidOption), naming the option.
@@ -286,7 +285,7 @@ fn helper(
     Ok(())
 }
 
-/// The helper that is asked for.
+/// Returns the requested helper.
 #[cfg(unix)]
 fn helper(
     program: Option<PathBuf>,

@@ -17,7 +17,7 @@ use crate::pin::PinSource;
 use crate::provider::Pkcs11Kek;
 
 const PREFIX: &str = "pkcs11:";
-/// Behind the `?`. The last two are known and refused.
+/// The parameters after the `?`. The last two are recognised and refused.
 const PARAMETERS: [&str; 12] = [
     "module-path",
     "pin-source",
@@ -32,11 +32,11 @@ const PARAMETERS: [&str; 12] = [
     "pin-value",
     "module-name",
 ];
-/// Before the `?`, between semicolons.
+/// The attributes before the `?`, separated by semicolons.
 const ATTRIBUTES: [&str; 8] =
     ["token", "serial", "manufacturer", "model", "slot-id", "object", "id", "type"];
 
-/// The configuration of a [`Pkcs11Kek`] as data. It says where the PIN is, never what it is.
+/// The configuration of a [`Pkcs11Kek`] as data. It says where the PIN is, never the PIN itself.
 ///
 /// It can be read from a file (feature `serde`; the fields are named like the methods, and
 /// `module_path`, `object`, `id` in hexadecimal digits) and from a URI as in RFC 7512:
@@ -58,14 +58,14 @@ const ATTRIBUTES: [&str; 8] =
 /// # Ok::<(), waxseal::Error>(())
 /// ```
 ///
-/// Before the `?` stand the attributes `token`, `serial`, `manufacturer`, `model`, `slot-id`,
-/// `object`, `id` (percent-encoded bytes) and `type` (only `secret-key`). Behind it stand
-/// `module-path`, `pin-source` (`file:/PATH`, `/PATH` or `env:NAME`), and as attributes of this
-/// project's own `name`, `iv-source`, `versions`, `sessions`, `key-max-age`, `helper`,
-/// `helper-deadline` and `helper-variables` (names separated by commas). A `pin-value` is refused:
-/// a PIN must not be in a configuration. So is a `module-name`: name the file.
+/// Before the `?` are the attributes `token`, `serial`, `manufacturer`, `model`, `slot-id`,
+/// `object`, `id` (percent-encoded bytes) and `type` (only `secret-key`). After it are
+/// `module-path`, `pin-source` (`file:/PATH`, `/PATH` or `env:NAME`), and this project's attributes
+/// `name`, `iv-source`, `versions`, `sessions`, `key-max-age`, `helper`, `helper-deadline` and
+/// `helper-variables` (names separated by commas). A `pin-value` is refused, because a PIN must not
+/// be in a configuration. So is a `module-name`: name the file.
 ///
-/// What is out of range or contradicts something else is refused when the provider is
+/// Values that are out of range or contradict each other are refused when the provider is
 /// [built](Pkcs11KekBuilder::build).
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -75,7 +75,7 @@ const ATTRIBUTES: [&str; 8] =
 )]
 pub struct Config(Fields);
 
-/// What stands in a file.
+/// The fields in a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -178,7 +178,7 @@ impl Config {
         manufacturer,
         /// Sets the token's model.
         model,
-        /// Sets what stands for the token in the KEK id. See [`Pkcs11KekBuilder::name`].
+        /// Sets the token's name in the KEK id. See [`Pkcs11KekBuilder::name`].
         name,
     }
 
@@ -196,14 +196,14 @@ impl Config {
         self
     }
 
-    /// Sets where the PIN is. See [`Pkcs11KekBuilder::pin_source`].
+    /// Sets the source of the PIN. See [`Pkcs11KekBuilder::pin_source`].
     #[must_use]
     pub fn pin_source(mut self, source: PinSource) -> Self {
         self.0.pin_source = Some(source);
         self
     }
 
-    /// Sets the only way to an IV. See [`Pkcs11KekBuilder::iv_source`].
+    /// Sets the only IV source. See [`Pkcs11KekBuilder::iv_source`].
     #[must_use]
     pub fn iv_source(mut self, source: IvSource) -> Self {
         self.0.iv_source = Some(source);
@@ -217,7 +217,7 @@ impl Config {
         self
     }
 
-    /// Sets how many sessions are open at most. See [`Pkcs11KekBuilder::sessions`].
+    /// Sets the maximum number of open sessions. See [`Pkcs11KekBuilder::sessions`].
     #[must_use]
     pub fn sessions(mut self, sessions: u32) -> Self {
         self.0.sessions = Some(sessions);
@@ -231,7 +231,7 @@ impl Config {
         self
     }
 
-    /// Sets the program that has the module. See [`Pkcs11KekBuilder::helper`].
+    /// Sets the program that loads the module. See [`Pkcs11KekBuilder::helper`].
     #[must_use]
     pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
         self.0.helper = Some(program.into());
@@ -252,7 +252,7 @@ impl Config {
         self
     }
 
-    /// The token's label, if it is found by that alone.
+    /// Returns the token's label, if only that identifies the token.
     pub(crate) fn token_label(&self) -> Option<&str> {
         let fields = &self.0;
         let is_alone = fields.serial.is_none()
@@ -279,7 +279,7 @@ impl Config {
         self.0.iv_source.is_none()
     }
 
-    /// The same KEK in a token with another label.
+    /// Returns the same KEK in a token with another label.
     pub(crate) fn in_token(&self, label: &str) -> Self {
         let mut config = self.clone();
         let before = config.0.token.replace(label.to_owned());
@@ -308,7 +308,7 @@ impl Pkcs11Kek {
         Self::from_config(&uri.parse()?).build()
     }
 
-    /// Starts a builder with what `config` says. What is set on the builder replaces it.
+    /// Starts a builder with the options of `config`. Options set on the builder replace them.
     pub fn from_config(config: &Config) -> Pkcs11KekBuilder {
         let fields = config.0.clone();
         let mut builder = Self::builder(fields.module_path, fields.object);
@@ -328,7 +328,7 @@ impl Pkcs11Kek {
             builder = builder.slot_id(slot);
         }
         if let Some(id) = fields.id {
-            // It was checked, or written by `Config::id`.
+            // It was checked before, or `Config::id` wrote it.
             builder = builder.id(HEXLOWER_PERMISSIVE.decode(id.as_bytes()).unwrap_or_default());
         }
         if let Some(name) = fields.name {
@@ -390,14 +390,14 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// A name is repeated only where it cannot be something secret in the wrong place.
+/// The name is repeated only if it cannot be a secret in the wrong place.
 fn unknown(name: &str) -> String {
     let is_shown = (1..=32).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
     match name {
         "pin-source" | "module-path" | "name" | "iv-source" | "versions" | "sessions"
         | "key-max-age" | "helper" | "helper-deadline" | "helper-variables" => {
-            format!("`{name}` stands behind the `?`")
+            format!("`{name}` belongs after the `?`")
         }
         "pin-value" => pin_value(),
         _ if is_shown => {
@@ -417,7 +417,7 @@ impl FromStr for Config {
     /// Reads the URI.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the part that is wrong and showing no value.
+    /// [`ErrorKind::InvalidOption`], naming the part that is wrong without showing a value.
     fn from_str(text: &str) -> Result<Self, Error> {
         let uri = Uri::read(text, PREFIX, &PARAMETERS)?;
         if uri.has("pin-value") {
@@ -439,7 +439,7 @@ impl FromStr for Config {
             text.map(|text| text.parse::<u64>().map_err(wrong)).transpose()
         };
         let id = attributes.raw("id").map(|id| -> Result<_, Error> {
-            // Any bytes, so checked for its encoding and then decoded.
+            // Any bytes are allowed, so its encoding is checked before it is decoded.
             uri.decode_path("attribute `id`", id)?;
             Ok(hex(&percent_decode_str(id).collect::<Vec<_>>()))
         });

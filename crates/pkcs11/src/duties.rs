@@ -1,4 +1,4 @@
-//! The tokens and keys that separate the duties for the KEKs of a data domain in HSMs.
+//! Plans the tokens and keys that separate the duties for the KEKs of a data domain in HSMs.
 //!
 //! ```
 //! use waxseal::domain::DomainConfig;
@@ -26,13 +26,13 @@
 //! ```
 //!
 //! PKCS#11 knows two roles, the security officer and the user, and the user of a token can use each
-//! of its keys. So who only wraps and who only unwraps have a token (or partition) each, with the
-//! same key in it under other attributes. What a vendor's HSM has beyond that (crypto officers,
-//! policies of a partition) is not in the plan.
+//! of its keys. So those who only wrap and those who only unwrap get separate tokens (or
+//! partitions), with the same key under different attributes. What a vendor's HSM offers beyond
+//! that (crypto officers, policies of a partition) is not in the plan.
 //!
-//! An owner of the key is the security officer of its tokens. An administrator makes the key, in a
-//! ceremony, and gives it out. Auditors and break-glass have no token: the HSM's own log is what is
-//! audited, and a token for an emergency is one for readers whose PIN is under seal.
+//! An owner of the key is the security officer of its tokens. An administrator generates the key,
+//! in a ceremony, and distributes it. Auditors and break-glass have no token: the HSM's own log is
+//! what is audited, and an emergency token is a readers' token whose PIN is under seal.
 #![forbid(unsafe_code)]
 
 use waxseal::domain::duties::{Duties, Role};
@@ -40,7 +40,7 @@ use waxseal::{Error, ErrorKind};
 
 use crate::config::Config;
 
-/// Longest label of a token, in bytes (`CK_TOKEN_INFO`).
+/// The maximum size of a token's label in bytes (`CK_TOKEN_INFO`).
 const LONGEST_LABEL: usize = 32;
 
 /// The tokens of a domain's keys.
@@ -71,7 +71,7 @@ pub struct PlannedToken {
 }
 
 impl TokenPlan {
-    /// Starts with who has which role, by names of people and services as you call them.
+    /// Starts with the holders of each role, by your own names of people and services.
     pub fn builder(duties: &Duties) -> TokenPlanBuilder {
         TokenPlanBuilder { duties: duties.clone(), rewrappers_see_deks: false }
     }
@@ -82,7 +82,7 @@ impl TokenPlan {
         &self.tokens
     }
 
-    /// Returns what has to be done, as text for the ceremony. The same input gives the same text.
+    /// Returns the steps of the ceremony as text. The same input gives the same text.
     #[must_use]
     pub fn document(&self) -> String {
         let names = |role| match self.duties.holders(role) {
@@ -134,8 +134,8 @@ impl PlannedToken {
         &self.holders
     }
 
-    /// Returns the attributes of the key that are true or false, by their names in PKCS#11. It
-    /// cannot be read, changed or copied, so its user cannot make it do more.
+    /// Returns the attributes of the key that are true or false, by their names in PKCS#11. The key
+    /// cannot be read, changed or copied, so its user cannot extend its permissions.
     #[must_use]
     pub fn attributes(&self) -> [(&'static str, bool); 11] {
         [
@@ -161,22 +161,23 @@ impl PlannedToken {
 }
 
 impl TokenPlanBuilder {
-    /// Accepts that who rewraps sees DEKs. PKCS#11 cannot rewrap, so a rewrapper has a token that
+    /// Accepts that rewrappers see DEKs. PKCS#11 cannot rewrap, so a rewrapper has a token that
     /// wraps and unwraps. By default `build` refuses a domain that has rewrappers.
     pub fn rewrappers_see_deks(mut self, accepted: bool) -> Self {
         self.rewrappers_see_deks = accepted;
         self
     }
 
-    /// Checks everything that will stand in the plan.
+    /// Checks everything that will appear in the plan.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`]
     /// - if the domain has no key in a token, or nobody owns its keys;
-    /// - if a KEK's URI names its token by anything but a label, or if a label gets too long: it
-    ///   has `-w` (wraps), `-r` (unwraps) or `-wr` behind it where a key is in several tokens;
+    /// - if a KEK's URI identifies its token by anything but a label, or if a label gets too long:
+    ///   if a key is in several tokens, the label gets the suffix `-w` (wraps), `-r` (unwraps) or
+    ///   `-wr`;
     /// - if somebody only writes, and the URI has no `iv-source`: a key that does not decrypt
-    ///   cannot be tried out;
+    ///   cannot be tested;
     /// - if a key is in several tokens and has versions by id, or if a token would have holders of
     ///   different duties;
     /// - if it has rewrappers that nobody [accepted](Self::rewrappers_see_deks).

@@ -3,16 +3,16 @@
 
 use waxseal::kek::{KekError, KekErrorClass};
 
-/// What is to be done with the session after a failure.
+/// What to do with the session after a failure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum After {
-    /// It is as good as before.
+    /// It is still good.
     Keep,
-    /// It may be in any state: the next call opens another.
+    /// It may be in any state, so the next call opens another.
     Drop,
-    /// It is gone, and with it the login perhaps: the call was not done and is made once more.
+    /// It is gone, and perhaps the login with it. The call was not made and is repeated once.
     Reconnect,
-    /// The handle of the key is gone: it is looked for, and the call made once more.
+    /// The handle of the key is gone. The key is looked up again, and the call repeated once.
     FindKey,
     /// The token has no further session.
     NoSession,
@@ -23,14 +23,14 @@ pub(crate) enum After {
 pub(crate) struct Failure {
     pub(crate) class: KekErrorClass,
     pub(crate) message: String,
-    /// The token said so, or did not answer.
+    /// Whether the token answered, or failed to answer.
     pub(crate) asked: bool,
     pub(crate) after: After,
-    /// The token, or the way to it, is not there: a new start of the module may find it again.
+    /// The token or the connection to it is gone. Restarting the module may find it again.
     pub(crate) is_lost: bool,
     /// Other code of the process finalised the module.
     pub(crate) is_ended: bool,
-    /// Nothing at all was seen on the token: it may be gone, and not the key.
+    /// Nothing at all was seen on the token, so it may be gone and not the key.
     pub(crate) is_bare: bool,
 }
 
@@ -87,7 +87,7 @@ impl From<Failure> for KekError {
     }
 }
 
-/// The child of a fork inherits the module's memory, and neither its threads nor its sessions.
+/// The child of a fork inherits the module's memory, but neither its threads nor its sessions.
 pub(crate) fn forked() -> Failure {
     let text = "the process forked since the PKCS#11 module was initialised; a child must start \
                 anew (exec), or be forked before its first provider";

@@ -5,8 +5,8 @@
 //! | [`pkcs11`] | token, key, PIN, least privilege, IVs, rotation, what return values mean, faults, HSMs |
 #![forbid(unsafe_code)]
 
-/// Where the pages' links lead in this documentation. Markdown takes the first definition of a
-/// link, and each page brings those that lead from file to file.
+/// The targets of the pages' links in this documentation. Markdown uses the first definition of a
+/// link, and each page also defines links between files.
 macro_rules! links {
     () => {
         "[calls.md]: waxseal::guide::calls

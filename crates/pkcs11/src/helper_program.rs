@@ -1,4 +1,4 @@
-//! The program that is started for each session in a helper, and the pause after its processes died.
+//! The helper program, started for each session, and the pause after its processes died.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -40,17 +40,17 @@ impl Helper {
         Self { program, deadline, variables, hidden, deaths: Mutex::default() }
     }
 
-    /// Notes a process that died without an answer.
+    /// Records a process that died without an answer.
     pub(crate) fn died(&self) {
         let mut deaths = self.deaths.lock().unwrap_or_else(PoisonError::into_inner);
         deaths.in_a_row = deaths.in_a_row.saturating_add(1);
-        // After the first, the next call starts another at once.
+        // After the first death, the next call starts another at once.
         let Some(doublings) = deaths.in_a_row.checked_sub(2) else { return };
         let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_PAUSE);
         deaths.until = Instant::now().checked_add(pause);
     }
 
-    /// Notes an answer.
+    /// Records an answer.
     pub(crate) fn is_well(&self) {
         let mut deaths = self.deaths.lock().unwrap_or_else(PoisonError::into_inner);
         *deaths = Deaths::default();

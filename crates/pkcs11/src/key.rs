@@ -1,4 +1,4 @@
-//! What is known of the KEK, and how its versions are told apart.
+//! What is known of the KEK, and how its versions are distinguished.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use data_encoding::HEXLOWER;
 use waxseal::{Error, ErrorKind};
 
-/// How the IV of a wrapped key comes about. Tokens differ, so the way is tried at the first
+/// The source of a wrapped key's IV. Tokens differ, so the source is determined at the first
 /// connection, before anything is wrapped, and kept from then on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(
@@ -17,19 +17,19 @@ use waxseal::{Error, ErrorKind};
 )]
 #[non_exhaustive]
 pub enum IvSource {
-    /// This process makes it, with the operating system's generator. In text: `caller`.
+    /// This process makes the IV, with the operating system's generator. In text: `caller`.
     Caller,
-    /// The token makes it and writes it into the caller's buffer, which is zero before. In text:
-    /// `token`.
+    /// The token makes the IV and writes it into the caller's buffer, which is zero before. In
+    /// text: `token`.
     Token,
-    /// The token makes it and appends it to the ciphertext, behind the tag. In text: `appended`.
+    /// The token makes the IV and appends it to the ciphertext, after the tag. In text: `appended`.
     Appended,
-    /// The token makes it in the message API of PKCS#11 3.0 (`C_EncryptMessage`). In text:
+    /// The token makes the IV in the message API of PKCS#11 3.0 (`C_EncryptMessage`). In text:
     /// `message`.
     Message,
 }
 
-/// Says which keys of the token are versions of the KEK.
+/// Selects which keys of the token are versions of the KEK.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -38,7 +38,7 @@ pub enum IvSource {
 )]
 #[non_exhaustive]
 pub enum Versions {
-    /// The KEK is one key. Several with its label are an error. In text: `single`.
+    /// The KEK is one key. Several keys with its label are an error. In text: `single`.
     #[default]
     Single,
     /// All keys with the label are versions of the KEK. Their `CKA_ID` is read as a big-endian
@@ -77,7 +77,7 @@ names!(
 );
 names!(Versions, "versions": Single = "single", ById = "by-id");
 
-/// What the token says of the KEK.
+/// What the token reports about the KEK.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct KeyInfo {
@@ -85,7 +85,7 @@ pub struct KeyInfo {
     pub current: String,
     /// The `CKA_ID` of each version, the current one last.
     pub versions: Vec<String>,
-    /// How the IVs come about. `None` until the key encrypted.
+    /// The source of the IVs. `None` until the key has encrypted.
     pub iv_source: Option<IvSource>,
     /// What an operator should look at, such as a key that can be extracted.
     pub notes: Vec<String>,
@@ -95,7 +95,7 @@ pub(crate) fn hex(id: &[u8]) -> String {
     HEXLOWER.encode(id)
 }
 
-/// Orders ids as the numbers that they are.
+/// Orders ids by their numeric value.
 pub(crate) fn as_number(id: &[u8]) -> (usize, &[u8]) {
     let zeros = id.iter().take_while(|byte| **byte == 0).count();
     let digits = id.get(zeros..).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! What this process knows of the PINs that it gave to tokens. A token locks after a few wrong
-//! ones, so one that is wrong, or may be, is given once: whichever provider has it, by whichever
-//! module, and whatever happens in between.
+//! What this process knows about the PINs that it gave to tokens. A token locks after a few wrong
+//! PINs, so a PIN that is wrong, or may be, is given only once, whichever provider has it,
+//! whichever module is used, and whatever happens in between.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -14,15 +14,15 @@ use zeroize::Zeroizing;
 use crate::errors::Failure;
 use crate::pin::Pin;
 
-/// The first pause of a PIN after a login that an outage of the token, or the death of the module's
-/// process, ended.
+/// The first pause before retrying a PIN after an outage of the token, or the death of the module's
+/// process, ended a login.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// So often a PIN that never logged in is given to modules that die over it. Tokens lock after
-/// three wrong ones, if not later.
+/// How often a PIN that never logged in is given to modules that die during the login. Tokens lock
+/// after three or more wrong PINs.
 const MOST_UNANSWERED: u32 = 2;
 
-/// So long a login waits for another one at the same token, which may hang in the module.
+/// How long a login waits for another one at the same token, which may hang in the module.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// By the name of the token, which it has in all modules.
@@ -37,14 +37,14 @@ struct Tries {
     refused: Vec<([u8; 32], String)>,
     /// The hash of the PIN that logged in last.
     accepted: Option<[u8; 32]>,
-    /// PINs that were given and got no answer since, as far as they are given again.
+    /// PINs that have had no answer yet and may be tried again.
     unanswered: Vec<Unanswered>,
 }
 
-/// A PIN of which the token may think anything.
+/// A PIN about which the token's verdict is unknown.
 struct Unanswered {
     hash: [u8; 32],
-    /// So often in a row.
+    /// The number of times in a row.
     times: u32,
     at: Instant,
 }
@@ -72,23 +72,23 @@ impl Tries {
     }
 }
 
-/// What came of a login.
+/// The outcome of a login.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Outcome {
     LoggedIn,
     /// The token certainly did not look at the PIN.
     NotTried,
-    /// The token refused the PIN: what it said.
+    /// The token refused the PIN, with this text.
     Refused(String),
-    /// It failed without a word about the PIN, which may have counted as wrong.
+    /// It failed without a verdict on the PIN, which may have counted as wrong.
     Failed {
         said: String,
-        /// The token answered nothing else either, or the module died.
+        /// The token did not answer anything else either, or the module died.
         is_down: bool,
     },
 }
 
-/// A PIN that may be given to a token once, and by nobody else meanwhile.
+/// A PIN that one caller may give to a token once.
 struct Attempt {
     token: String,
     hash: [u8; 32],
@@ -103,13 +103,13 @@ impl fmt::Debug for Attempt {
     }
 }
 
-/// Who gives a login its PIN, and hears what came of it.
+/// Supplies the PIN of a login, and learns the outcome.
 pub(crate) trait PinGiver: Send + Sync {
-    /// Gives the PIN for one login at this token. `is_counted`: the token says that a wrong one was
-    /// given to it since the last login.
+    /// Returns the PIN for one login at this token. `is_counted`: the token reports a wrong PIN
+    /// since the last login.
     fn begin(&self, token: &str, is_counted: bool) -> Result<Box<dyn Attempted>, Failure>;
 
-    /// Allows one more try of what the token refused.
+    /// Allows one more try of PINs that the token refused.
     fn forget_refused(&self);
 }
 
@@ -199,7 +199,7 @@ impl Drop for Attempt {
         let mut tokens = lock();
         let tries = tokens.get_or_insert_default().entry(self.token.clone()).or_default();
         tries.is_busy = false;
-        // It logged in before, and nothing says that it is wrong now.
+        // It logged in before, and nothing suggests that it is wrong now.
         let was_accepted = tries.accepted == Some(self.hash);
         match self.outcome.take() {
             Some(Outcome::LoggedIn) => {
@@ -240,7 +240,7 @@ fn forget(token: Option<&str>) {
     }
 }
 
-/// A hash under a salt of this process: enough to know a PIN again.
+/// Returns a hash under a salt of this process, which is enough to recognise a PIN.
 fn hash_of(pin: &Zeroizing<String>) -> Result<[u8; 32], Failure> {
     static SALT: OnceLock<[u8; 32]> = OnceLock::new();
     let salt = match SALT.get() {
@@ -326,7 +326,7 @@ mod tests {
         die(token, "1");
         std::thread::sleep(FIRST_PAUSE * 2);
         assert_eq!(begin(token, &pin("1"), false).unwrap_err().class, Misconfigured);
-        // A login in between says that all is well.
+        // A login in between shows that everything works.
         let token = "died and not";
         for _ in 0..3 {
             die(token, "1");
@@ -357,7 +357,7 @@ mod tests {
     fn a_pin_without_an_answer_that_the_token_counted_as_wrong_is_not_given_again() {
         let token = "counted";
         settle(token, "1", Outcome::LoggedIn);
-        // Of somebody else, and before.
+        // Somebody else's, and earlier.
         drop(begin(token, &pin("1"), true).unwrap());
         std::thread::sleep(FIRST_PAUSE);
         for is_counted in [true, false] {

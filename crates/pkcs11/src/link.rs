@@ -1,4 +1,4 @@
-//! A session, wherever it is: in this process, or in a helper.
+//! A session in this process or in a helper.
 #![forbid(unsafe_code)]
 
 use waxseal::kek::UnwrappedDek;
@@ -10,7 +10,7 @@ use crate::helper::{Process, Remote};
 use crate::key::KeyInfo;
 use crate::token::{Connection, Token, Wrapping};
 
-/// What a thread keeps of a session that is closed: its helper.
+/// What a thread keeps of a closed session: its helper.
 #[derive(Default)]
 pub(crate) struct Spare(#[cfg(unix)] Option<Process>);
 
@@ -21,7 +21,7 @@ pub(crate) enum Link {
     InHelper(Remote),
 }
 
-/// Does it here, or asks the helper.
+/// Does the work here, or asks the helper.
 macro_rules! either {
     ($self:ident, $token:ident, $connection:ident => $here:expr, $remote:ident, $helper:ident => $there:expr) => {
         match $self {
@@ -58,7 +58,7 @@ impl Link {
         let _ = (token, spare);
     }
 
-    /// Whether what ends this session says something of the provider's others.
+    /// Whether the end of this session affects the provider's other sessions.
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::Here(_))
     }

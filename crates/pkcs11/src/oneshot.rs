@@ -13,10 +13,10 @@ struct State<T> {
     is_wanted: bool,
 }
 
-/// The end that answers. Dropped without an answer, it ends the waiting.
+/// The end that answers. If it is dropped without an answer, waiting ends.
 pub(crate) struct Sender<T>(Arc<Mutex<State<T>>>);
 
-/// The end that waits. `None` is the answer if nobody will give one.
+/// The end that waits. `None` means that no answer will come.
 pub(crate) struct Receiver<T>(Arc<Mutex<State<T>>>);
 
 pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
@@ -32,7 +32,7 @@ fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
 impl<T> Sender<T> {
     pub(crate) fn send(self, value: T) {
         let mut state = lock(&self.0);
-        // What nobody waits for is dropped here, and wiped if it is a DEK.
+        // An answer that nobody waits for is dropped here, and wiped if it is a DEK.
         if state.is_wanted {
             state.value = Some(value);
         }

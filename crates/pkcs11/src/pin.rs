@@ -1,4 +1,4 @@
-//! Where the PIN is, and the PIN itself while it is needed.
+//! The source of the PIN, and the PIN itself while it is needed.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::errors::Failure;
 /// Longest PIN, in bytes, with the end of its line.
 const LONGEST: u64 = 4096;
 
-/// Says where the user's PIN is. It is read at every login, so a new one is found there.
+/// Selects the source of the user's PIN. It is read at every login, so that a new PIN is noticed.
 ///
 /// As text it is `file:PATH` or a plain absolute path, or `env:NAME`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -26,8 +26,8 @@ const LONGEST: u64 = 4096;
 )]
 #[non_exhaustive]
 pub enum PinSource {
-    /// A file with the PIN. One line feed at its end, or carriage return and line feed, is not part
-    /// of the PIN.
+    /// A file with the PIN. One line feed at its end, or a carriage return and line feed, is not
+    /// part of the PIN.
     File(PathBuf),
     /// An environment variable.
     Environment(String),
@@ -43,7 +43,7 @@ impl FromStr for PinSource {
     /// Reads the text of a `pin-source`, already decoded.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], which never shows the text: it could be the PIN.
+    /// [`ErrorKind::InvalidOption`], which never shows the text, since it could be the PIN.
     fn from_str(text: &str) -> Result<Self, Error> {
         if text.starts_with('|') {
             return Err(invalid("commands are not run; name a file"));
@@ -51,7 +51,7 @@ impl FromStr for PinSource {
         if let Some(name) = text.strip_prefix("env:") {
             let is_name = !name.is_empty() && !name.contains(['=', '\0']) && !name.starts_with('/');
             if !is_name {
-                return Err(invalid("env: needs the name of an environment variable behind it"));
+                return Err(invalid("env: needs the name of an environment variable after it"));
             }
             return Ok(Self::Environment(name.to_owned()));
         }
@@ -97,7 +97,7 @@ impl From<PinSource> for String {
     }
 }
 
-/// A PIN, or where it is. It shows no PIN.
+/// A PIN or its source. Debug shows no PIN.
 pub(crate) enum Pin {
     From(PinSource),
     Given(Zeroizing<String>),
@@ -113,8 +113,8 @@ impl fmt::Debug for Pin {
 }
 
 impl Pin {
-    /// Reads it. A source that cannot be read is an outage: it may be a volume that is not there
-    /// yet.
+    /// Reads it. A source that cannot be read is an outage, since it may be a volume that is not
+    /// mounted yet.
     pub(crate) fn read(&self) -> Result<Zeroizing<String>, Failure> {
         let pin = match self {
             Self::Given(pin) => pin.clone(),
@@ -150,7 +150,7 @@ fn read(source: &PinSource) -> Result<Zeroizing<String>, Failure> {
         }
     };
     let bytes = Zeroizing::new(bytes);
-    // The first part of it would be a wrong PIN, which counts towards the lock of the token.
+    // A truncated PIN would be a wrong one, which counts towards the lock of the token.
     if u64::try_from(bytes.len()).map_or(true, |len| len > LONGEST) {
         let text = format!("log in: the PIN is longer than {LONGEST} bytes");
         return Err(Failure::misconfigured(text).without_asking());

@@ -1,5 +1,5 @@
-//! The provider's own threads, each with a session. Functions of PKCS#11 block, and a call that has
-//! begun ends by itself only, whoever still waits for it.
+//! The provider's threads, each with a session. Functions of PKCS#11 block, and a call in progress
+//! cannot be interrupted, whether or not anyone still waits for it.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -17,17 +17,17 @@ use crate::link::{Link, Spare};
 use crate::oneshot::{Receiver, Sender, channel};
 use crate::token::Token;
 
-/// A token that had no session left is asked for another one after this.
+/// The pause before asking again a token that had no session left.
 const BETWEEN_LIMITS: Duration = Duration::from_secs(60);
-/// A thread that had nothing to do for so long ends, and its session, unless it is the last.
+/// A thread that was idle for this long ends with its session, unless it is the last.
 const IDLE: Duration = Duration::from_secs(120);
-/// Calls that wait for a thread, at most.
+/// The maximum number of calls that wait for a thread.
 const MOST_WAITING: usize = 1024;
 
 /// Threads with sessions at one token.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    /// Of the process in which it was made.
+    /// The process in which it was made.
     generation: u64,
 }
 
@@ -36,7 +36,7 @@ struct Shared {
     most: usize,
     state: Mutex<State>,
     changed: Condvar,
-    /// Counts up when a session was lost: the others are tried no longer either.
+    /// Counts lost sessions. After a loss the other sessions are not used either.
     losses: AtomicU64,
     wraps: AtomicU64,
     unwraps: AtomicU64,
@@ -52,14 +52,14 @@ struct State {
     connected: usize,
     /// Threads that are about to open a session.
     connecting: usize,
-    /// Threads at most, since the token had no session for another one, and since when.
+    /// The maximum number of threads, because the token had no further session, and since when.
     limit: Option<(usize, Instant)>,
     is_closing: bool,
-    /// Told when no thread is left.
+    /// Notified when no thread is left.
     closed: Vec<Sender<()>>,
 }
 
-/// What the threads of a provider did.
+/// The counts of a provider's threads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) wraps: u64,
@@ -69,7 +69,7 @@ pub(crate) struct Counts {
     pub(crate) is_limited: bool,
 }
 
-/// What a call counts as.
+/// The kind of a call, for the counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Counted {
     Wrap,
@@ -81,7 +81,7 @@ pub(crate) enum Counted {
 trait Job: Send {
     fn is_wanted(&self) -> bool;
     fn since(&self) -> Instant;
-    /// Makes the call, or gives the caller the failure to connect.
+    /// Makes the call, or passes the failure to connect to the caller.
     fn run(self: Box<Self>, worker: &mut Worker, failure: Option<Failure>);
 }
 
@@ -122,7 +122,7 @@ where
 }
 
 impl Pool {
-    /// Makes a pool of `most` threads at most. None is started yet.
+    /// Makes a pool of at most `most` threads. None is started yet.
     pub(crate) fn new(token: Token, most: usize) -> Self {
         let shared = Shared {
             token: Arc::new(token),
@@ -144,8 +144,8 @@ impl Pool {
         self.generation == process_generation()
     }
 
-    /// Has a thread do `work`. Dropping what is returned keeps it from being begun, and does not
-    /// end it once it is.
+    /// Has a thread do `work`. Dropping the returned future keeps work that has not begun from
+    /// starting. It does not end work in progress.
     pub(crate) fn submit<T: Send + 'static>(
         &self,
         counted: Counted,
@@ -181,8 +181,8 @@ impl Pool {
         Ok(receiver)
     }
 
-    /// Ends the threads, after the calls that they have begun and those that wait. The next call
-    /// starts others.
+    /// Ends the threads, after the calls in progress and those that wait. The next call starts
+    /// other threads.
     pub(crate) async fn close(&self) {
         if !self.is_of_this_process() {
             return;
@@ -260,7 +260,7 @@ struct Worker {
     shared: Arc<Shared>,
     connection: Option<Link>,
     spare: Spare,
-    /// The losses that this thread knows of.
+    /// The losses that this thread has seen.
     seen: u64,
 }
 
@@ -275,7 +275,7 @@ impl Worker {
                 return;
             }
             let Some(job) = self.take() else { continue };
-            // What failed before this call was made may have been mended since.
+            // Earlier failures may have been repaired since.
             if failure.is_some() && job.since() > began {
                 failure = self.connect().err();
             }
@@ -287,8 +287,8 @@ impl Worker {
         }
     }
 
-    /// Waits until there is something to do. `false`: this thread is no longer needed, and not
-    /// counted any more.
+    /// Waits until there is something to do. `false` means that this thread is no longer needed,
+    /// and no longer counted.
     fn wait_for_a_call(&mut self) -> bool {
         loop {
             if self.connection.is_some() && self.seen != self.shared.losses.load(Ordering::Relaxed)
@@ -324,7 +324,7 @@ impl Worker {
 
     /// Ends this thread. Returns `true` if there is something to do after all.
     fn leave(&mut self) -> bool {
-        // The session is closed, and its helper gone, before anybody is told.
+        // The session is closed, and its helper gone, before waiters are notified.
         self.disconnect();
         self.spare = Spare::default();
         let mut state = self.shared.lock();
@@ -340,10 +340,11 @@ impl Worker {
         false
     }
 
-    /// The token has no session for this thread: others have, so they do the work.
+    /// Whether the token has no session for this thread, but other threads have one and do the
+    /// work.
     fn leaves_it_to_others(&mut self) -> bool {
         let mut state = self.shared.lock();
-        // One that is about to open a session takes the call, or fails it.
+        // A thread that is about to open a session takes the call, or fails it.
         if state.connected + state.connecting == 0 {
             return false;
         }
@@ -388,7 +389,7 @@ impl Worker {
         }
     }
 
-    /// Makes a call, and once more where the session or the key's handle was lost.
+    /// Makes a call, and repeats it once if the session or the key's handle was lost.
     fn call<T>(
         &mut self,
         work: &mut impl FnMut(&mut Link) -> Result<T, Failure>,
@@ -414,7 +415,7 @@ impl Worker {
                 Ok(()) => failure,
                 Err(found) => found,
             },
-            // Some tokens have no better word for a key that is gone.
+            // Some tokens have no better code for a missing key.
             Err(failure) if failure.after == After::Drop => match connection.find_keys(&token) {
                 Err(found) if found.class == KekErrorClass::Denied => found,
                 _ => failure,
@@ -429,7 +430,7 @@ impl Worker {
                 }
                 let is_shared = connection.is_shared();
                 self.disconnect();
-                // Other helpers see for themselves.
+                // Other helpers notice on their own.
                 if is_shared {
                     self.seen = self.shared.losses.fetch_add(1, Ordering::Relaxed) + 1;
                     self.shared.changed.notify_all();

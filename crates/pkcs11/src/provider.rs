@@ -1,4 +1,4 @@
-//! The provider: what the library asks of a KEK, put into calls on threads with sessions.
+//! The provider: translates the library's requests to calls on threads with sessions.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -19,20 +19,20 @@ use crate::oneshot::Receiver;
 use crate::pool::{Counted, Pool};
 use crate::token::{Token, Wrapping, check_process, not_ours};
 
-/// Calls of a batch that wait or run at one time, for each session.
+/// The number of calls of a batch that wait or run at one time, for each session.
 const AT_ONCE: usize = 4;
 
 /// Wraps DEKs by an AES key in a hardware security module, with PKCS#11's `CKM_AES_GCM`. A clone is
 /// another handle to the same provider.
 ///
 /// Its id is `pkcs11:TOKEN/OBJECT`, from the label of the token (or the
-/// [`name`](crate::Pkcs11KekBuilder::name) that you give it) and that of the key. The digest of the
-/// encryption context is the additional authenticated data, so the token itself refuses a wrong
+/// [`name`](crate::Pkcs11KekBuilder::name) that you set) and the label of the key. The digest of
+/// the encryption context is the additional authenticated data, so the token itself refuses a wrong
 /// context.
 ///
-/// Functions of PKCS#11 block. They run on threads of the provider's own, each with a session, so
-/// any executor may poll a future, and no runtime is needed. A call that has begun ends by itself
-/// only, even if its future is dropped: until then it keeps its thread and its session.
+/// Functions of PKCS#11 block. They run on the provider's threads, each with a session, so any
+/// executor may poll a future, and no runtime is needed. A call in progress cannot be interrupted,
+/// even if its future is dropped. Until it ends it keeps its thread and its session.
 #[derive(Clone)]
 pub struct Pkcs11Kek(Arc<Inner>);
 
@@ -43,7 +43,7 @@ struct Inner {
     at_once: usize,
 }
 
-/// What a provider did and has.
+/// The counts and the current state of a provider.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Statistics {
@@ -63,8 +63,8 @@ impl Pkcs11Kek {
         Self(Arc::new(Inner { id, target, pool, at_once }))
     }
 
-    /// Connects if necessary, reads the key's versions and flags, and tries out how the token does
-    /// it. Useful at the start of a service, to fail early, and before a run that rewraps, so that
+    /// Connects if necessary, reads the key's versions and flags, and determines the token's IV
+    /// source. Use it at the start of a service, to fail early, and before a rewrap run, so that
     /// [`is_current`](KekProvider::is_current) knows a new version at once.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl Pkcs11Kek {
         self.call(Counted::Nothing, |token, link| link.check(token)).await
     }
 
-    /// Returns what the provider did, without a call.
+    /// Returns the provider's counts, without a call.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let counts = self.0.pool.counts();
@@ -88,7 +88,7 @@ impl Pkcs11Kek {
     /// Allows one more try of PINs that this provider's token refused, after an operator corrected
     /// the token and not the PIN. Without this, a PIN that was refused, or may have counted as
     /// wrong, is not tried again by any provider of this process, since a token locks after a few
-    /// wrong ones. Of a provider that never came so far as to log in it means all tokens.
+    /// wrong PINs. For a provider that has never tried to log in, it applies to all tokens.
     ///
     /// # Errors
     /// *Misconfigured* in the child of a fork.
@@ -195,25 +195,26 @@ impl KekProvider for Pkcs11Kek {
         &self.0.id
     }
 
-    /// The token, with a budget of as many calls in flight as there are sessions.
+    /// Returns the token as the target, with a budget of as many calls in flight as there are
+    /// sessions.
     fn target(&self, _: &KekId) -> CallTarget {
         self.0.target.clone()
     }
 
-    /// The context's digest is additional authenticated data of AES-GCM. That the token refuses
-    /// another one is tried out before the first wrap.
+    /// Returns enforced: the context's digest is additional authenticated data of AES-GCM. Before
+    /// the first wrap, a test confirms that the token refuses another one.
     fn context_binding(&self) -> ContextBinding {
         ContextBinding::Enforced
     }
 
-    /// From the `CKA_ID` in the entry, against that of the key that wraps. `None` before the first
+    /// Compares the `CKA_ID` in the entry with that of the key that wraps. `None` before the first
     /// connection.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let key_id = Wrapped::read(wrapped.wrapped())?.key_id;
         self.0.pool.token().is_current(key_id)
     }
 
-    /// The `CKA_ID` in hexadecimal digits.
+    /// Returns the `CKA_ID` in hexadecimal digits.
     fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
         let key_id = Wrapped::read(wrapped.wrapped())?.key_id;
         if key_id.is_empty() { None } else { Some(hex(key_id).into()) }
@@ -235,7 +236,7 @@ impl KekProvider for Pkcs11Kek {
         Box::pin(async move { answer(self.submit_unwrap(context, wrapped)?).await })
     }
 
-    /// By the token's generator (`C_GenerateRandom`); made here if it has none.
+    /// Uses the token's generator (`C_GenerateRandom`), or this process's if it has none.
     fn generate<'a>(
         &'a self,
         context: &'a EncryptionContext,
@@ -248,7 +249,7 @@ impl KekProvider for Pkcs11Kek {
         })
     }
 
-    /// Two calls: PKCS#11 has no function for it, so the DEK passes through this process.
+    /// Makes two calls: PKCS#11 has no function for it, so the DEK passes through this process.
     fn rewrap<'a>(
         &'a self,
         context: &'a EncryptionContext,
@@ -261,7 +262,7 @@ impl KekProvider for Pkcs11Kek {
         })
     }
 
-    /// Side by side on the sessions, a bounded number at a time.
+    /// Runs in parallel on the sessions, a bounded number at a time.
     fn wrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a Dek)],
@@ -286,7 +287,7 @@ impl KekProvider for Pkcs11Kek {
     ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
         Box::pin(async move {
             let mut results = Vec::with_capacity(items.len());
-            // A window at a time, so that few DEKs are in memory.
+            // A limited number at a time, so that few DEKs are in memory.
             for items in items.chunks(self.0.at_once.max(1)) {
                 let unwrapped = self.unwrap_many(items).await;
                 let begun: Vec<_> = items
@@ -308,8 +309,8 @@ impl KekProvider for Pkcs11Kek {
     }
 
     /// Reads the key's flags and makes a trial. `Degraded` for a key that can be extracted or read,
-    /// or must not be used for both directions, and for a token that lately got a wrong PIN or has
-    /// fewer sessions than allowed here.
+    /// or that may not be used in both directions, and for a token that recently got a wrong PIN or
+    /// has fewer sessions than allowed here.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(async move {
             let mut notes = self.read_key().await?.notes;
@@ -331,8 +332,8 @@ impl KekProvider for Pkcs11Kek {
         Some(Login::new(logins, token.failed_logins.load(Ordering::Relaxed)))
     }
 
-    /// Ends the threads and their sessions, after the calls that were begun. The module stays
-    /// loaded. The login ends with the last session of the process at the token.
+    /// Ends the threads and their sessions, after the calls in progress. The module stays loaded.
+    /// The login ends with the last session of the process at the token.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.0.pool.close())
     }

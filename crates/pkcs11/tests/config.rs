@@ -96,7 +96,7 @@ fn a_wrong_uri_is_refused_with_the_part_that_is_wrong_and_shows_no_pin() {
             format!("pkcs11:token=a;object=b;pin-value=S3CR3T?{rest}"),
             "name a file with `pin-source`",
         ),
-        (format!("pkcs11:token=a;object=b;pin-source=/p?{rest}"), "stands behind the `?`"),
+        (format!("pkcs11:token=a;object=b;pin-source=/p?{rest}"), "belongs after the `?`"),
         (
             format!("pkcs11:token=a;object=b?{rest}&pin-value=S3CR3T"),
             "name a file with `pin-source`",

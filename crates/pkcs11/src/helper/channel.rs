@@ -1,7 +1,7 @@
-//! The socket between the service and a helper: frames of a message and, behind it, a secret.
+//! The socket between the service and a helper: frames of a message followed by a secret.
 //!
-//! A secret (a DEK, the PIN) is never part of a message. It is sent from where it is and received
-//! into room that is wiped, so no buffer between keeps a copy.
+//! A secret (a DEK, the PIN) is never part of a message. It is sent from its place and received
+//! into memory that is wiped, so no buffer in between keeps a copy.
 #![forbid(unsafe_code)]
 
 use std::io::{self, ErrorKind, Read};
@@ -20,14 +20,14 @@ const LONGEST: usize = 1024 * 1024;
 const LONGEST_SECRET: usize = 4096;
 /// Messages are received in pieces, so that room is taken for what has arrived only.
 const PIECE: usize = 4096;
-/// The first thing that a helper says, and its version and a line feed behind it.
+/// The first thing that a helper says, followed by its version and a line feed.
 const GREETING: &str = "waxseal-pkcs11-helper ";
 const LONGEST_GREETING: usize = 80;
 
-/// A peer that is gone is an error, and not the end of the service.
+/// A vanished peer is an error, and must not end the service.
 #[cfg(not(target_vendor = "apple"))]
 const NO_SIGNAL: SendFlags = SendFlags::NOSIGNAL;
-/// There, the standard library has set it for the socket.
+/// On these systems, the standard library has already set it on the socket.
 #[cfg(target_vendor = "apple")]
 const NO_SIGNAL: SendFlags = SendFlags::empty();
 
@@ -45,17 +45,17 @@ impl Channel {
 
     /// Ends it for both sides.
     pub(super) fn shut(&self) {
-        // It may be at its end already.
+        // It may already be closed.
         let _ = self.0.shutdown(Shutdown::Both);
     }
 
-    /// Says who this is.
+    /// Sends the greeting.
     pub(super) fn greet(&self) -> io::Result<()> {
         self.write(format!("{GREETING}{}\n", env!("CARGO_PKG_VERSION")).as_bytes(), None)
     }
 
-    /// Who is at the other end: the version of the helper. Until it was told something it says no
-    /// more than that.
+    /// Returns the version of the helper at the other end. Before the first request it sends
+    /// nothing else.
     pub(super) fn greeted(&self, deadline: Option<Instant>) -> io::Result<String> {
         let (mut line, mut byte) = (Vec::new(), [0]);
         while line.len() < LONGEST_GREETING {
@@ -71,7 +71,7 @@ impl Channel {
         Err(garbage())
     }
 
-    /// Sends a message, and a secret behind it, until the deadline.
+    /// Sends a message, followed by a secret, until the deadline.
     pub(super) fn send(
         &self,
         message: &impl Wire,
@@ -150,7 +150,7 @@ fn garbage() -> io::Error {
     ErrorKind::InvalidData.into()
 }
 
-/// What is left until the deadline, never zero.
+/// Returns the time left until the deadline, never zero.
 fn left(deadline: Option<Instant>) -> io::Result<Option<Duration>> {
     let Some(deadline) = deadline else { return Ok(None) };
     match deadline.checked_duration_since(Instant::now()) {
@@ -159,7 +159,7 @@ fn left(deadline: Option<Instant>) -> io::Result<Option<Duration>> {
     }
 }
 
-/// Sockets say `WouldBlock` for it.
+/// Sockets report it as `WouldBlock`.
 fn timed_out(error: io::Error) -> io::Error {
     if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
 }

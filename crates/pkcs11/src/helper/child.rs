@@ -21,11 +21,10 @@ use crate::ledger::{Attempted, Outcome, PinGiver};
 use crate::token::{Connection, Token, Wrapping};
 
 /// Does the work of a helper process, until the service that started it ends it. Its standard input
-/// has to be the socket that the service made. Call it at the start of `main`, and return what it
-/// returns.
+/// must be the socket that the service made. Call it at the start of `main`, and return its result.
 ///
-/// It switches core dumps off for the process, and on Linux also keeps other processes of the user
-/// from reading its memory, and has the kernel end it with the service.
+/// It disables core dumps for the process. On Linux it also keeps the user's other processes from
+/// reading its memory, and makes the kernel end it together with the service.
 #[must_use]
 pub fn run() -> ExitCode {
     harden();
@@ -41,7 +40,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// As far as the system lets us. None of it is needed to work.
+/// As far as the system allows. None of it is required to work.
 fn harden() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
@@ -55,7 +54,7 @@ fn harden() {
     }
 }
 
-/// A request, and its secret.
+/// A request with its secret.
 type Asked = (Request, Zeroizing<Vec<u8>>);
 
 /// Both ends of the conversation.
@@ -84,13 +83,13 @@ fn serve() -> io::Result<()> {
     channel.greet()?;
     let setup = match reader.receive(None) {
         Ok((Request::SetUp(setup), _)) => setup,
-        // A service of another version.
+        // From a service of another version.
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
         Ok(_) => return Err(ErrorKind::InvalidData.into()),
         Err(error) => return Err(error),
     };
     let (requests, asked) = mpsc::channel();
-    // Sees the end of the service while the module is at work, or hangs.
+    // Notices the end of the service while the module is working or hangs.
     thread::Builder::new().name("waxseal-pkcs11-pipe".to_owned()).spawn(move || {
         while let Ok(request) = reader.receive::<Request>(None) {
             if requests.send(request).is_err() {
@@ -104,7 +103,7 @@ fn serve() -> io::Result<()> {
     Ok(())
 }
 
-/// Ends this process at once. The module's handlers for an orderly end could wait for ever.
+/// Ends this process at once. The module's exit handlers could wait forever.
 fn end() {
     use rustix::process::{Signal, getpid, kill_process};
     let _ = kill_process(getpid(), Signal::KILL);
@@ -244,7 +243,7 @@ impl PinGiver for TheirPin {
                 Ok(Box::new(TheirAttempt { talk: self.0.clone(), pin }))
             }
             Some((Request::NoPin(failure), _)) => Err(failure),
-            _ => Err(Failure::unavailable("the service's answer is no PIN")),
+            _ => Err(Failure::unavailable("the service's answer is not a PIN")),
         }
     }
 

@@ -1,12 +1,12 @@
-//! A process of its own for the module, so that a vendor's code that crashes or hangs ends a helper
+//! A separate process for the module, so that a vendor's code that crashes or hangs ends a helper
 //! and not the service.
 //!
-//! Each session has a helper of its own. The service and its helper speak through a pair of
-//! sockets, which is the helper's standard input: one request, one answer. The PIN goes through it
-//! too, and so does each DEK. A helper ends with the thread of the service that started it.
+//! Each session has its own helper. The service and its helper communicate through a socket pair,
+//! which is the helper's standard input: one request, one answer. The PIN and every DEK pass
+//! through it. A helper ends with the thread of the service that started it.
 //!
-//! The crate has a program, `waxseal-pkcs11-helper`, that does nothing but call [`run`]. A service
-//! that does not want to ship a second file can be its own helper:
+//! The crate has a program, `waxseal-pkcs11-helper`, that only calls [`run`]. A service that does
+//! not want to ship a second file can be its own helper:
 //!
 //! ```no_run
 //! use std::process::ExitCode;
@@ -20,7 +20,7 @@
 //! }
 //! ```
 //!
-//! There, `my-service-pkcs11-helper` is a link to the service's own file.
+//! Here, `my-service-pkcs11-helper` is a link to the service's own file.
 #![forbid(unsafe_code)]
 
 mod channel;

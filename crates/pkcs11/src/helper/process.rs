@@ -27,11 +27,11 @@ use crate::key::KeyInfo;
 use crate::ledger::{Attempted, Outcome};
 use crate::token::{Token, Wrapping};
 
-/// How long a helper has to end by itself, and after it was killed.
+/// How long a helper has to end on its own, and again after it was killed.
 const TO_END: Duration = Duration::from_millis(50);
 const TO_DIE: Duration = Duration::from_secs(1);
 const TO_CLOSE: Duration = Duration::from_secs(2);
-/// Killed processes that the system does not let go, at most: a driver that hangs is one cause.
+/// The maximum number of killed processes that have not gone, for example because a driver hangs.
 const MOST_UNDEAD: usize = 64;
 /// Bytes of a DEK.
 pub(super) const DEK: usize = 32;
@@ -39,9 +39,9 @@ pub(super) const DEK: usize = 32;
 const MOST_LOGINS: usize = 2;
 
 static UNDEAD: Mutex<Vec<Child>> = Mutex::new(Vec::new());
-/// By module and token: sessions are opened one after the other. A token that is files may not be
-/// seen whole by a process that starts while another one logs in (SoftHSM2). Another token of the
-/// module, which may hang, is not waited for.
+/// By module and token: sessions are opened one after the other. With a token stored in files
+/// (SoftHSM2), a process that starts while another one logs in may see only part of it. Other
+/// tokens of the module, which may hang, are not waited for.
 static TURNS: Mutex<BTreeMap<(PathBuf, String), Turn>> = Mutex::new(BTreeMap::new());
 
 type Turn = Arc<Mutex<()>>;
@@ -79,7 +79,7 @@ impl From<io::Error> for Broken {
 pub(crate) struct Process {
     child: Option<Child>,
     channel: Channel,
-    /// Of the process that started it: a fork of it has no business with it.
+    /// The process that started it. A fork of that process must not use it.
     generation: u64,
 }
 
@@ -93,7 +93,7 @@ impl Process {
         let program = helper.program.display();
         let started = |error: io::Error| {
             let text = format!("the helper {program} cannot be started: {error}");
-            // Files and processes run out, and come back. A program that is not there does not.
+            // Running out of files or processes is temporary. A missing program is not.
             match error.kind() {
                 ErrorKind::NotFound | ErrorKind::PermissionDenied => Failure::misconfigured(text),
                 _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
@@ -106,7 +106,7 @@ impl Process {
         let (ours, theirs) = UnixStream::pair().map_err(started)?;
         let mut command = Command::new(&helper.program);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
-        // A Ctrl-C is for the service, which ends its helpers when it has no more use for them.
+        // Ctrl-C is for the service, which ends its helpers when it no longer needs them.
         command.process_group(0);
         if !helper.variables.is_empty() {
             command.env_clear();
@@ -116,7 +116,7 @@ impl Process {
             command.env_remove(name);
         }
         let child = command.spawn().map_err(started)?;
-        // The other end is closed here with the command, so that its end is seen.
+        // Dropping the command closes the other end here, so that the helper's end is noticed.
         drop(command);
         let process = Self {
             child: Some(child),
@@ -136,7 +136,7 @@ impl Process {
         }
     }
 
-    /// Tells it what it is for. `Some` is its version, if it is another one.
+    /// Sends it its task. `Some` is its version, if that differs.
     fn greet(&self, token: &Token, helper: &Helper) -> Result<Option<String>, Broken> {
         let deadline = Instant::now().checked_add(helper.deadline);
         let theirs = self.channel.greeted(deadline)?;
@@ -156,7 +156,7 @@ impl Process {
         Ok(None)
     }
 
-    /// Ends it, and says why.
+    /// Ends it, and returns why.
     fn broken(mut self, helper: &Helper, broken: &Broken) -> Failure {
         let status = self.end();
         helper.died();
@@ -172,7 +172,7 @@ impl Process {
         Failure::unavailable(format!("the module's helper process {how}")).after(After::Drop)
     }
 
-    /// Has it end by itself, kills it, and waits for that, all within about a second.
+    /// Lets it end on its own, then kills it, and waits for that, all within about a second.
     fn end(&mut self) -> Option<ExitStatus> {
         let mut child = self.child.take()?;
         if self.generation != process_generation() {
@@ -184,7 +184,7 @@ impl Process {
             Waited::Unknown => return None,
             Waited::Runs => {}
         }
-        // It was not waited for by anybody, so its number is still its own.
+        // Nobody has waited for it, so its process id is still valid.
         let _ = child.kill();
         match wait(&mut child, TO_DIE) {
             Waited::Ended(status) => Some(status),
@@ -224,7 +224,7 @@ fn wait(child: &mut Child, most: Duration) -> Waited {
     }
 }
 
-/// Waits for those that were killed and did not go. Returns how many are left.
+/// Waits for killed processes that have not gone. Returns how many are left.
 fn reap() -> usize {
     let mut undead = UNDEAD.lock().unwrap_or_else(PoisonError::into_inner);
     undead.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
@@ -245,8 +245,8 @@ struct Answer {
 }
 
 impl Remote {
-    /// Opens a session in a helper: in `spare`, or in a new one. A helper that could not open one,
-    /// and is well, is put into `spare`.
+    /// Opens a session in a helper: in `spare`, or in a new one. A working helper that could not
+    /// open one is put into `spare`.
     pub(crate) fn open(
         token: &Token,
         helper: &Helper,
@@ -272,7 +272,7 @@ impl Remote {
         }
     }
 
-    /// Closes the session. Returns the helper, if it is well.
+    /// Closes the session. Returns the helper, if it works.
     pub(crate) fn close(mut self, token: &Token, helper: &Helper) -> Option<Process> {
         let deadline = helper.deadline.min(TO_CLOSE);
         let _ = self.ask_within(token, helper, &Request::Close, &[], deadline);
@@ -302,7 +302,7 @@ impl Remote {
         self.checked(helper, &wrapping.dek, answer.wrapped)
     }
 
-    /// Wrapped keys that nobody could unwrap would be found out too late.
+    /// Wrapped keys that cannot be unwrapped would be noticed too late.
     fn checked(&mut self, helper: &Helper, dek: &[u8], bytes: Vec<u8>) -> Result<Vec<u8>, Failure> {
         if Wrapped::read(&bytes).is_none_or(|wrapped| wrapped.sealed.starts_with(dek)) {
             return Err(self.is_broken(helper, &Broken::Garbage));
@@ -343,8 +343,8 @@ impl Remote {
         Ok((answer.dek, wrapped))
     }
 
-    /// Whether another session has read other keys, so that this one has to read them again. What
-    /// it tells of them comes with its answer.
+    /// Whether another session has read other keys, so that this one has to read them again. Its
+    /// answer then includes them.
     fn is_behind(&mut self, token: &Token) -> bool {
         let list = token.list();
         std::mem::replace(&mut self.list, list) != list
@@ -418,7 +418,7 @@ fn converse(
                         if let Err(error) =
                             channel.send(&Request::Pin, begun.pin().as_bytes(), deadline)
                         {
-                            // The helper has no whole PIN that it could have given.
+                            // The helper has not received the whole PIN, so it cannot have used it.
                             let _ = begun.settle(Outcome::NotTried);
                             return Err(error.into());
                         }
@@ -432,11 +432,12 @@ fn converse(
             }
             (Reply::Settled(outcome), Some(attempt), _) => {
                 token.count_login(&outcome);
-                // It is of this process, where nothing can fail.
+                // It belongs to this process, where nothing can fail.
                 let _ = attempt.settle(outcome);
             }
             (Reply::Done { known, way, result }, None, _) => {
-                // Another one of this provider found another way: this one starts anew with that.
+                // Another helper of this provider found another IV source. This one starts over
+                // with that.
                 if !token.pin_way(way) {
                     return Err(Broken::Garbage);
                 }

@@ -16,7 +16,7 @@ use crate::token::{KeyName, Known, TokenName};
 /// Longest text of an error that is taken over, in characters.
 const LONGEST_TEXT: usize = 2000;
 
-/// What the head of a message says: how long it is, and how long the secret behind it.
+/// What the head of a message says: the lengths of the message and of the secret after it.
 pub(super) fn lengths(head: [u8; 6]) -> (usize, usize) {
     let [a, b, c, d, e, f] = head;
     let len = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);

@@ -1,10 +1,10 @@
-//! Finds out what a failed decryption is to be blamed on: the wrapped key, or the token.
+//! Determines the cause of a failed decryption: the wrapped key, or the token.
 //!
-//! Tokens answer to a wrong tag with codes that they have for their own trouble too (SoftHSM2:
-//! `CKR_GENERAL_ERROR`). So something that certainly is good is decrypted, and then the wrapped key
-//! once more: it is at fault if it fails as before while the token is well. Nothing that was found
-//! before a decryption failed says anything of it. Anybody can write a wrapped key that fails, so
-//! trials are bounded, and forged ones cannot double the load for long.
+//! Tokens answer a wrong tag with codes that they also use for their own failures (SoftHSM2:
+//! `CKR_GENERAL_ERROR`). So a known good value is decrypted, and then the wrapped key once more.
+//! The wrapped key is at fault if it fails as before while the token is well. Findings from before
+//! the failure say nothing about it. Anyone can write a wrapped key that fails, so trials are
+//! bounded, and forged ones cannot double the load for long.
 #![forbid(unsafe_code)]
 
 use std::sync::{Mutex, PoisonError, TryLockError};
@@ -23,21 +23,21 @@ use crate::errors::{After, Failure};
 use crate::format::Wrapped;
 use crate::key::IvSource;
 
-/// So many trials are made one after the other. One more is allowed after each [`EACH`].
+/// The maximum number of trials in a row. One more is allowed after each [`EACH`].
 const AT_ONCE: u32 = 1000;
 const EACH: Duration = Duration::from_millis(10);
 
-/// What is available to find it out with. Holds no secret.
+/// The material for trials. Holds no secret.
 #[derive(Default)]
 pub(crate) struct Evidence(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// Something that certainly could be unwrapped.
+    /// An entry that is known to unwrap.
     sample: Option<Sample>,
-    /// What was found last, and when that trial began.
+    /// The last finding, and when its trial began.
     found: Option<(Instant, Finding)>,
-    /// Trials that were made, less those that time has made good until then.
+    /// The number of trials made, less those that have been restored since.
     made: u32,
     made_good: Option<Instant>,
 }
@@ -58,10 +58,10 @@ enum Finding {
 
 /// A trial that ended without a finding.
 enum Trial {
-    /// Not with this key or in this way: another one may tell.
+    /// Inconclusive with this key or IV source. Another one may decide.
     Another,
     Unwell,
-    /// The session or the handle of the key is gone, which is to be mended first.
+    /// The session or the handle of the key is gone, which has to be repaired first.
     Lost(Failure),
 }
 
@@ -84,7 +84,7 @@ impl Evidence {
 
     /// Keeps an entry that was unwrapped, if there is no sample yet.
     pub(crate) fn remember(&self, wrapped: Wrapped<'_>, aad: &[u8; 32]) {
-        // Not kept waiting by a trial, whose wrapped key anybody may have written.
+        // It does not wait for a trial, which anyone's forged wrapped key may have caused.
         let mut state = match self.0.try_lock() {
             Ok(state) => state,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -97,7 +97,7 @@ impl Evidence {
         }
     }
 
-    /// Who is to blame for a decryption under `key` that failed so, at this time.
+    /// Returns the cause of a decryption under `key` that failed this way, at this time.
     pub(crate) fn blamed(
         &self,
         session: &Session,
@@ -111,7 +111,7 @@ impl Evidence {
         if is_clear {
             return Blamed::Said(failure);
         }
-        // Held over the trial: calls that failed before it began share it.
+        // Held during the trial, so that calls that failed before it began share it.
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let finding = match state.found.filter(|(began, _)| *began >= failed) {
             Some((_, finding)) => finding,
@@ -142,27 +142,28 @@ impl Evidence {
     }
 }
 
-/// Who is to blame.
+/// What is at fault.
 pub(crate) enum Blamed {
-    /// This is to be said.
+    /// The failure to report.
     Said(Failure),
-    /// The token was well since. If the wrapped key fails so twice more, it is damaged.
+    /// The token has worked since. If the wrapped key fails the same way twice more, it is damaged.
     WrappedKey(Failure),
 }
 
 impl Blamed {
-    /// The failure of a wrapped key that was decrypted once more, which failed so again.
+    /// Returns the failure of a wrapped key that failed again in the same way when it was decrypted
+    /// once more.
     pub(crate) fn again(before: Failure, again: Failure) -> Failure {
         if before != again || again.class == KekErrorClass::Throttled {
-            // The token fails now in this way and now in that, or is gone. And no token says of a
-            // wrapped key that it has too much to do.
+            // The token fails in varying ways, or is gone. Being overloaded is never caused by a
+            // wrapped key.
             return again;
         }
         Failure::invalid(format!("{}: the token is well", again.message))
     }
 }
 
-/// Not counted as an outage, since anybody can write such a wrapped key.
+/// Not counted as an outage, since anyone can write such a wrapped key.
 fn doubtful(failure: Failure, why: &str) -> Failure {
     let text = format!(
         "{}: whether the token is unwell or the wrapped key is damaged cannot be told, since {why}",
@@ -185,7 +186,7 @@ impl State {
         may
     }
 
-    /// Decrypts what is good: the sample, or something made now, under the same key at best.
+    /// Decrypts a known good value: the sample, or one made now, preferably under the same key.
     fn find_out(
         &mut self,
         session: &Session,
@@ -201,7 +202,7 @@ impl State {
             match opens(session, known.handle, way, &sample.aad, &sample.sealed) {
                 Ok(_) => return Ok(Finding::Well),
                 Err(Trial::Lost(failure)) => return Err(failure),
-                // The key may be another one now, with the same id. A new sample tells.
+                // The key may have been replaced under the same id. A new sample will show.
                 Err(Trial::Another | Trial::Unwell) => has_failed = true,
             }
         }
@@ -217,8 +218,8 @@ impl State {
                 Err(Trial::Another) => {}
             }
         }
-        // A sample that was good, and now is not, is not damaged. And another key says nothing of
-        // one that is gone.
+        // A sample that used to decrypt is not damaged. Another key says nothing about a missing
+        // one.
         if has_failed || session.get_attributes(key.handle, &[AttributeType::Id]).is_err() {
             return Ok(Finding::Unwell);
         }
@@ -288,11 +289,11 @@ fn by_another_key(session: &Session, way: Option<IvSource>) -> Result<(), Trial>
         Attribute::Extractable(false),
     ];
     let key = session.generate_key(&Mechanism::AesKeyGen, &template).map_err(|error| {
-        // Whatever else it says means that such a key cannot be made.
+        // Any other answer means that such a key cannot be made.
         if is_listed(&error) { classify("unwrap", &error).into() } else { Trial::Another }
     })?;
     let made = made(session, key, way);
-    // What stays ends with the session.
+    // Anything left behind ends with the session.
     let _ = session.destroy_object(key);
     made.map(|_| ())
 }

@@ -1,4 +1,4 @@
-//! AES-GCM in the token, with the IV from wherever the token has it.
+//! AES-GCM in the token, with the IV from the token's IV source.
 #![forbid(unsafe_code)]
 
 use cryptoki::error::{Error, Result};
@@ -19,7 +19,7 @@ const IV: usize = 12;
 const TAG: usize = 16;
 const TAG_BITS: Ulong = Ulong::new(128);
 
-/// What a token encrypted: the IV, and ciphertext with tag.
+/// The output of a token: the IV, and the ciphertext with tag.
 pub(crate) struct Sealed {
     pub(crate) iv: Vec<u8>,
     pub(crate) sealed: Vec<u8>,
@@ -34,12 +34,13 @@ fn random_iv() -> std::result::Result<[u8; IV], Failure> {
     Ok(iv)
 }
 
-/// A token that does something else with the IV than it was tried to do. Nothing is wrapped.
+/// Returns the error for a token that no longer treats the IV as it did in the test. Nothing is
+/// wrapped.
 fn odd(what: &str) -> Failure {
     Failure::misconfigured(format!("wrap: the token {what}"))
 }
 
-/// Encrypts, and refuses what came about in another way than `source` says.
+/// Encrypts, and refuses a result whose IV does not come from `source`.
 pub(crate) fn encrypt(
     session: &Session,
     key: ObjectHandle,
@@ -84,7 +85,7 @@ pub(crate) fn encrypt(
                 begun.map_err(failed)?;
                 let output =
                     session.encrypt_message(&MessageParam::AesGcmMessage(params), aad, plaintext);
-                // Ends the operation, whatever came of it.
+                // Ends the operation, whatever its outcome.
                 let ended = session.message_encrypt_final();
                 let output = output.map_err(failed)?;
                 ended.map_err(failed)?;
@@ -134,13 +135,13 @@ pub(crate) fn decrypt(
     ended.map(|()| output)
 }
 
-/// What trials encrypt, and under which additional data.
+/// The plaintext and the additional data of trials.
 pub(super) const TRIAL: [u8; 32] = *b"waxseal: how does this token do?";
 pub(super) const AAD: [u8; 32] = [0xA5; 32];
 const OTHER_AAD: [u8; 32] = [0x5A; 32];
 
-/// Tries the ways to an IV, or the one that is chosen, and returns the first that works: the
-/// plaintext comes back, and does not under other additional data.
+/// Tries the IV sources, or the chosen one, and returns the first that works: the plaintext comes
+/// back, and does not under other additional data.
 pub(crate) fn try_out(
     session: &Session,
     key: &KeyObject,
@@ -159,7 +160,7 @@ pub(crate) fn try_out(
             Err(failure) if matches!(failure.after, After::Reconnect | After::FindKey) => {
                 return Err(failure);
             }
-            // A token may refuse a way with any code.
+            // A token may refuse an IV source with any code.
             Err(failure) => refusals.push((way, failure)),
         }
     }
@@ -201,10 +202,10 @@ fn try_one(
     if open(&OTHER_AAD).is_ok() {
         return Err(odd("takes any additional data: it does not bind the encryption context"));
     }
-    // That was a refusal, and not the end of the session.
+    // That was a refusal, and the session still works.
     opens()?;
-    // What opens again says nothing of the IV: a token that uses one of its own both ways would
-    // open it too.
+    // Decrypting again proves nothing about the IV: a token that uses its own IV both times would
+    // decrypt it too.
     let again = encrypt(session, key.handle, way, &AAD, &TRIAL)?;
     if again.iv == sealed.iv {
         return Err(odd("used one IV twice"));

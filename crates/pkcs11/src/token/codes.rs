@@ -58,7 +58,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(RvError::PinInvalid, "CKR_PIN_INVALID", Misconfigured, Keep, "the PIN has characters that no PIN has"),
     row(RvError::PinLenRange, "CKR_PIN_LEN_RANGE", Misconfigured, Keep, "the PIN is too short or too long"),
     row(RvError::PinExpired, "CKR_PIN_EXPIRED", Misconfigured, Keep, "the PIN has expired"),
-    row(RvError::PinLocked, "CKR_PIN_LOCKED", Misconfigured, Keep, "the PIN is locked after too many wrong ones; the security officer has to set it anew"),
+    row(RvError::PinLocked, "CKR_PIN_LOCKED", Misconfigured, Keep, "the PIN is locked after too many wrong ones; the security officer has to reset it"),
     row(RvError::UserPinNotInitialized, "CKR_USER_PIN_NOT_INITIALIZED", Misconfigured, Keep, "the token has no user PIN yet"),
     row(RvError::UserTypeInvalid, "CKR_USER_TYPE_INVALID", Misconfigured, Keep, "the token knows no such user"),
     row(RvError::UserAnotherAlreadyLoggedIn, "CKR_USER_ANOTHER_ALREADY_LOGGED_IN", Misconfigured, Keep, "this process is logged in as another user, such as the security officer"),

@@ -19,7 +19,7 @@ use super::state::Token;
 use crate::errors::{After, Failure};
 use waxseal::kek::KekErrorClass;
 
-/// How long a new start of the module waits for the provider's other sessions to be closed.
+/// How often a restart of the module is tried while the provider's other sessions are being closed.
 const TRIES_TO_RESTART: u32 = 20;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
@@ -33,7 +33,7 @@ pub(crate) struct Connection {
     list: u64,
 }
 
-/// Closes the session when it is dropped, unless its module was started anew since: the handle may
+/// Closes the session when it is dropped, unless its module was restarted since: the handle may
 /// then belong to another session.
 struct Open {
     module: Arc<Module>,
@@ -50,7 +50,7 @@ impl Drop for Open {
             && let Ok(in_use) = self.module.enter()
             && in_use.epoch == self.epoch
         {
-            // What fails to close is gone already.
+            // A session that fails to close is already gone.
             let _ = session.close();
         }
         self.module.closed();
@@ -65,10 +65,10 @@ impl Open {
 }
 
 impl Connection {
-    /// Opens a session at the token, logs in and finds the keys. Where the token is lost, the
-    /// module is started anew if that is possible, and then it is tried once more. Where other code
-    /// ended the module, it is tried until the end is noted: other sessions that meet the same end
-    /// keep it from being noted for a moment.
+    /// Opens a session at the token, logs in and finds the keys. If the token is lost, the module
+    /// is restarted if possible, and then it is tried once more. If other code finalised the
+    /// module, it is retried until that is recorded, which other sessions in the same situation may
+    /// briefly prevent.
     pub(crate) fn open(token: &Token) -> Result<Self, Failure> {
         let module = load(&token.module)?;
         let (mut ends, mut is_restarted) = (0, false);
@@ -90,19 +90,19 @@ impl Connection {
         }
     }
 
-    /// Starts the module anew for the sake of a lost token, or returns what to say instead.
+    /// Restarts the module because of a lost token, or returns the failure to report instead.
     fn restarted(module: &Module, epoch: u64, failure: Failure) -> Result<(), Failure> {
         let is_denied = failure.class == KekErrorClass::Denied;
         let mut tries = 0;
         loop {
             match module.start_anew(epoch)? {
                 Restart::Done => return Ok(()),
-                // It may be the token that is gone, and not the key. A denial would be final.
+                // The token may be gone and not the key, while a denial would be final.
                 Restart::Early if is_denied => {
                     let text = format!("{}, or the token is gone", failure.message);
                     return Err(Failure::unavailable(text));
                 }
-                // The other sessions of the provider are about to be closed.
+                // The provider's other sessions are about to be closed.
                 Restart::Impossible if is_denied && tries < TRIES_TO_RESTART => {
                     tries += 1;
                     std::thread::sleep(BETWEEN_TRIES);
@@ -142,21 +142,21 @@ impl Connection {
             }
         }
         let keys = Keys::find(session, &token.key, is_logged_in(session)?);
-        // A module may not notice that its token is gone, and then find nothing there. What it
-        // found since its start shows whether it may be so.
+        // A module may not notice that its token is gone, and then find nothing. What it has found
+        // since its start shows whether that is possible.
         let is_doubtful = token.seen_in.load(Ordering::Relaxed) == open.epoch;
         let keys = keys.map_err(|failure| if is_doubtful { failure.lost() } else { failure })?;
         Ok(Self { session: open, slot, keys, keys_read: Instant::now(), list: 0 })
     }
 
-    /// Works with the session, while nobody ends the module.
+    /// Works with the session, while the module cannot be finalised.
     pub(crate) fn with<T>(
         &self,
         work: impl FnOnce(&Session, &Keys) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let in_use = self.session.module.enter()?;
         if in_use.epoch != self.session.epoch {
-            let text = "the module was started anew, and the session ended with that";
+            let text = "the module was restarted, which ended the session";
             return Err(Failure::unavailable(text).after(After::Reconnect));
         }
         work(self.session.session()?, &self.keys)
@@ -178,10 +178,10 @@ impl Connection {
         let (keys, info) = self.with(|session, _| {
             let logged_in = is_logged_in(session)?;
             if has_pin && !logged_in {
-                // Private keys are not seen without it, which does not mean that they are gone.
+                // Without it private keys are not visible, which does not mean that they are gone.
                 return Err(Failure::unavailable("the login is gone").after(After::Reconnect));
             }
-            // A new session finds out what became of keys that are not there: see `ready`.
+            // A new session determines why keys are missing: see `ready`.
             let keys = Keys::find(session, &token.key, logged_in)
                 .map_err(|failure| failure.after(After::Reconnect))?;
             let info = module.enter()?.context.get_token_info(slot);
@@ -192,9 +192,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Notes that other code of the process ended the module.
+    /// Records that other code of the process finalised the module.
     pub(crate) fn module_was_ended(&self) {
-        // If it cannot be noted now, who opens the next session notes it.
+        // If it cannot be recorded now, the next session that opens records it.
         let _ = self.session.module.was_ended(self.session.epoch);
     }
 }
@@ -204,8 +204,8 @@ fn is_logged_in(session: &Session) -> Result<bool, Failure> {
     Ok(matches!(info.session_state(), SessionState::RoUser | SessionState::RwUser))
 }
 
-/// A read-only session, or where the token has none (AWS CloudHSM) one that may write. Nothing is
-/// written in it.
+/// Opens a read-only session, or a read-write one if the token has no others (AWS CloudHSM).
+/// Nothing is written in it.
 fn open_session(context: &Pkcs11, slot: Slot) -> Result<Session, Failure> {
     let failed = |error| classify("open a session", &error);
     match context.open_ro_session_no_drop(slot) {

@@ -56,7 +56,7 @@ impl Keys {
             keys.push(KeyObject::read(session, handle).map_err(|error| failed(&error))?);
         }
         // A key that is public may have been made without the PIN, by anybody who reaches the
-        // token: it is no version of one that is private.
+        // token: it is not a version of a private key.
         if keys.iter().any(|key| key.private) {
             keys.retain(|key| key.private);
         }

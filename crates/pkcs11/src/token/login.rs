@@ -1,4 +1,4 @@
-//! Logins, which belong to the process: who logged in first logged in for all providers.
+//! Logins, which belong to the process: the first login counts for all providers.
 #![forbid(unsafe_code)]
 
 use cryptoki::context::Pkcs11;
@@ -12,7 +12,7 @@ use super::codes::{blames_the_pin, classify, code_of, leaves_the_pin_alone};
 use crate::errors::Failure;
 use crate::ledger::{Outcome, PinGiver};
 
-/// What a login did.
+/// The outcome of a login.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum LoggedIn {
     Now,
@@ -43,7 +43,7 @@ pub(crate) fn log_in(
     let info = || context.get_token_info(slot).map_err(|error| classify("log in", &error));
     let first = info()?;
     let attempt = pins.begin(&name_of(&first), first.user_pin_count_low())?;
-    // It may have waited for another one, who logged in.
+    // It may have waited for another caller that logged in.
     let before = match is_logged_in(session) {
         Ok(true) => {
             attempt.settle(Outcome::NotTried)?;
@@ -75,7 +75,7 @@ pub(crate) fn log_in(
     Err(failure)
 }
 
-/// What a login that failed says of the PIN.
+/// Returns what a failed login says about the PIN.
 fn judged(
     context: &Pkcs11,
     slot: Slot,
@@ -109,11 +109,11 @@ fn judged(
     (Outcome::Failed { said, is_down }, failure)
 }
 
-/// What the token says of its PIN, before it is given one.
+/// Checks what the token says about its PIN, before a login.
 fn check_flags(info: &TokenInfo) -> Result<(), Failure> {
     if info.user_pin_locked() {
         let text = "log in: the PIN is locked after too many wrong ones; the security officer has \
-                    to set it anew";
+                    to reset it";
         return Err(Failure::misconfigured(text));
     }
     if info.user_pin_final_try() {

@@ -1,4 +1,4 @@
-//! A module, once per process: loaded, initialised, and logged in to for all providers together.
+//! A module, once per process: loaded, initialised, and logged in for all providers together.
 //!
 //! `C_Initialize` and the login belong to the process, not to a provider. So there is one entry per
 //! path, which is never unloaded, and everything that a second provider must not repeat is here.
@@ -18,7 +18,7 @@ use waxseal::kek::toolkit::process_generation;
 use super::codes::{classify, code_of};
 use crate::errors::{Failure, forked};
 
-/// A module is not started anew more often than this, however often its token is not found.
+/// The shortest interval between restarts of a module, however often its token is not found.
 const BETWEEN_STARTS: Duration = Duration::from_secs(1);
 
 /// The process in which the first module was loaded, plus one. Looked at before any lock, which a
@@ -29,7 +29,8 @@ static MODULES: Mutex<Option<HashMap<PathBuf, Arc<Module>>>> = Mutex::new(None);
 /// A loaded module.
 pub(crate) struct Module {
     context: Pkcs11,
-    /// Read while a function of the module runs. Written where none may run: start and end.
+    /// Locked for reading while a function of the module runs, and for writing when none may run:
+    /// at start and end.
     started: RwLock<Started>,
     /// Sessions that this crate has open.
     sessions: AtomicUsize,
@@ -44,17 +45,17 @@ struct Started {
     at: Option<Instant>,
 }
 
-/// What came of the wish to start a module anew.
+/// The outcome of a restart of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Restart {
     Done,
-    /// Not yet: it was started a moment ago.
+    /// Too early: it was started a moment ago.
     Early,
     /// Sessions of this process are open, a function runs, or other code started it.
     Impossible,
 }
 
-/// The module while it is certainly started: nobody ends it until this is dropped.
+/// A module that is certainly started: nobody finalises it until this is dropped.
 pub(crate) struct InUse<'a> {
     pub(crate) context: &'a Pkcs11,
     pub(crate) epoch: u64,
@@ -89,7 +90,7 @@ pub(crate) fn load(path: &Path) -> Result<Arc<Module>, Failure> {
     Ok(module)
 }
 
-/// Refuses in the child of a fork, where the module's memory is that of the parent.
+/// Fails in the child of a fork, where the module's memory belongs to the parent.
 pub(crate) fn check_process() -> Result<(), Failure> {
     let here = process_generation().wrapping_add(1);
     match PROCESS.compare_exchange(0, here, Ordering::AcqRel, Ordering::Acquire) {
@@ -100,7 +101,7 @@ pub(crate) fn check_process() -> Result<(), Failure> {
 }
 
 impl Module {
-    /// Keeps the module started while a call is made. Starts it where necessary.
+    /// Keeps the module started during a call. Starts it if necessary.
     pub(crate) fn enter(&self) -> Result<InUse<'_>, Failure> {
         loop {
             let started = self.started.read().unwrap_or_else(PoisonError::into_inner);
@@ -132,9 +133,9 @@ impl Module {
         Ok(())
     }
 
-    /// Ends and starts the module, after which it looks for its tokens anew: many notice in no
-    /// other way that a token is back. Not while a session of this crate is open or a function
-    /// runs, not if other code started it, and not too often. `Done` if it was started since
+    /// Restarts the module, after which it looks for its tokens again: many modules notice a
+    /// returned token only that way. It does not restart while a session of this crate is open or a
+    /// function runs, if other code started it, or too often. `Done` if it was started since
     /// `epoch`.
     pub(crate) fn start_anew(&self, epoch: u64) -> Result<Restart, Failure> {
         let mut started = match self.started.try_write() {
@@ -154,15 +155,15 @@ impl Module {
         started.is_started = false;
         match self.context.clone().finalize() {
             Ok(()) => {}
-            // Other code ended it.
+            // Other code finalised it.
             Err(error) if code_of(&error) == Some(RvError::CryptokiNotInitialized) => {}
             Err(error) => return Err(classify("finalise", &error)),
         }
         self.start(&mut started).map(|()| Restart::Done)
     }
 
-    /// Notes that other code of the process ended the module. `false` if it could not be noted,
-    /// since functions of the module still run.
+    /// Records that other code of the process finalised the module. `false` if that was not
+    /// possible, because functions of the module still run.
     pub(crate) fn was_ended(&self, epoch: u64) -> bool {
         let mut started = match self.started.try_write() {
             Ok(started) => started,

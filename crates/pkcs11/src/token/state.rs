@@ -20,21 +20,21 @@ use crate::key::{IvSource, KeyInfo, Versions, hex};
 use crate::ledger::Outcome;
 use crate::ledger::PinGiver;
 
-/// Where the KEK is and what is known of it. All sessions of a provider share it.
+/// The location of the KEK, and what is known of it. All sessions of a provider share it.
 pub(crate) struct Token {
     pub(crate) module: PathBuf,
     pub(crate) name: TokenName,
     pub(crate) key: KeyName,
-    /// Where logins take the PIN from. `None`: nobody is logged in.
+    /// The source of the PIN for logins. `None` means that nobody logs in.
     pub(crate) pins: Option<Box<dyn PinGiver>>,
     pub(crate) chosen: Option<IvSource>,
     pub(crate) key_max_age: Duration,
-    /// The program that has the module. `None`: this process has it.
+    /// The program that loads the module. `None` means this process.
     #[cfg(unix)]
     pub(crate) helper: Option<Helper>,
     /// The token was found before.
     pub(crate) was_seen: AtomicBool,
-    /// The start of the module since which the keys were found last.
+    /// The start of the module in which the keys were last found.
     pub(crate) seen_in: AtomicU64,
     pub(crate) logins: AtomicU64,
     pub(crate) failed_logins: AtomicU64,
@@ -45,7 +45,7 @@ pub(crate) struct Token {
     pub(super) evidence: Evidence,
 }
 
-/// What was read of the keys last.
+/// The last findings about the keys.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Known {
     pub(crate) current: Vec<u8>,
@@ -84,21 +84,21 @@ impl Token {
         }
     }
 
-    /// Has a helper do it all.
+    /// Has a helper do everything.
     #[cfg(unix)]
     pub(crate) fn with_helper(mut self, helper: Option<Helper>) -> Self {
         self.helper = helper;
         self
     }
 
-    /// Keeps to a way that was found before.
+    /// Keeps an IV source that was found before.
     #[cfg(unix)]
     pub(crate) fn with_way(self, way: Option<IvSource>) -> Self {
         *self.way.lock().unwrap_or_else(PoisonError::into_inner) = way;
         self
     }
 
-    /// Whether this is the id of the key that wraps, as far as it is known.
+    /// Whether this is the id of the key that wraps. `None` if that is unknown.
     pub(crate) fn is_current(&self, key_id: &[u8]) -> Option<bool> {
         self.known.load().as_ref().map(|known| known.current == key_id)
     }
@@ -137,7 +137,7 @@ impl Token {
         if is_same { self.list() } else { self.lists.fetch_add(1, Ordering::SeqCst) + 1 }
     }
 
-    /// The number of the list of keys that was read last.
+    /// Returns the number of the last list of keys.
     pub(crate) fn list(&self) -> u64 {
         self.lists.load(Ordering::SeqCst)
     }
@@ -150,7 +150,7 @@ impl Token {
         *self.way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps to the way that a helper found. `false` if there was another one before.
+    /// Keeps the IV source that a helper found. `false` if there was another one before.
     #[cfg(unix)]
     pub(crate) fn pin_way(&self, found: Option<IvSource>) -> bool {
         let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,7 +171,7 @@ impl Token {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What is known of the keys.
+    /// Returns what is known of the keys.
     pub(crate) fn key_info(&self) -> Result<KeyInfo, Failure> {
         let known = self.known.load_full();
         let Some(known) = known.as_deref() else {

@@ -1,4 +1,4 @@
-//! What a call does in a session: wrap, unwrap, look at the key.
+//! The work of a call in a session: wrap, unwrap, check the key.
 #![forbid(unsafe_code)]
 
 use std::sync::PoisonError;
@@ -19,15 +19,15 @@ use crate::errors::Failure;
 use crate::format::Wrapped;
 use crate::key::{IvSource, KeyInfo, hex};
 
-/// What a wrap needs.
+/// The input of a wrap.
 pub(crate) struct Wrapping {
     pub(crate) aad: [u8; 32],
-    /// On the heap, since what is moved leaves a copy behind.
+    /// On the heap, since moving a value leaves a copy behind.
     pub(crate) dek: Zeroizing<Vec<u8>>,
 }
 
 impl Token {
-    /// Tries out how the token does it, once, and keeps to that.
+    /// Determines the token's IV source, once, and keeps it.
     fn tried(&self, session: &Session, keys: &Keys) -> Result<Option<IvSource>, Failure> {
         let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
         if way.is_some() {
@@ -35,7 +35,7 @@ impl Token {
         }
         let Some(key) = keys.current().filter(|key| key.encrypts) else { return Ok(None) };
         if !key.decrypts {
-            // A key for wrapping only: nothing can be tried.
+            // The key only wraps, so nothing can be tested.
             *way = self.chosen;
             return Ok(*way);
         }
@@ -72,7 +72,7 @@ impl Token {
         })
     }
 
-    /// Unwraps an entry, which anybody may have written.
+    /// Unwraps an entry, which anyone may have written.
     pub(crate) fn unwrap(
         &self,
         connection: &mut Connection,
@@ -80,7 +80,7 @@ impl Token {
         bytes: &[u8],
     ) -> Result<UnwrappedDek, Failure> {
         let wrapped = Wrapped::read(bytes).ok_or_else(not_ours)?;
-        // A key that is not known may be new.
+        // An unknown key may be new.
         if connection.keys().with_id(wrapped.key_id).is_none() {
             connection.find_keys(self)?;
         }
@@ -101,7 +101,7 @@ impl Token {
                 let failed = (failure, Instant::now());
                 match self.evidence.blamed(session, keys, key, known, failed) {
                     Blamed::Said(failure) => Err(failure),
-                    // Twice, since of two devices that take turns one may be down.
+                    // Twice, since one of two alternating devices may be down.
                     Blamed::WrappedKey(before) => opened()
                         .or_else(|again| if again == before { opened() } else { Err(again) })
                         .map_err(|again| Blamed::again(before, again)),
@@ -110,7 +110,7 @@ impl Token {
         })
     }
 
-    /// Has the token make a DEK, where it has a generator.
+    /// Has the token make a DEK, if it has a generator.
     pub(crate) fn generate(
         &self,
         connection: &mut Connection,
@@ -137,7 +137,8 @@ impl Token {
         Ok((wrapping.dek, wrapped))
     }
 
-    /// Reads the keys anew and makes a trial, so that *exists* is told from *may be used*.
+    /// Reads the keys again and makes a trial, which shows whether the key may be used, not just
+    /// whether it exists.
     pub(crate) fn check(&self, connection: &mut Connection) -> Result<KeyInfo, Failure> {
         connection.find_keys(self)?;
         connection.with(|session, keys| {
@@ -164,7 +165,7 @@ fn no_way(key: &KeyObject) -> Failure {
     }
 }
 
-/// Bytes that no provider of this kind wrote.
+/// Returns the error for bytes that no provider of this kind wrote.
 pub(crate) fn not_ours() -> Failure {
     Failure::invalid("not a DEK that was wrapped by this provider").without_asking()
 }

@@ -105,8 +105,8 @@ fn a_version_that_must_no_longer_unwrap_denies_nothing_of_another_one() {
         // The sample is of the first version.
         ground.allow(KEY, "01", "");
         ground.allow(KEY, "02", "d");
-        // A session that read the keys before would try the second one, which it takes for one that
-        // encrypts, and could not tell.
+        // A session that had read the keys would try the second one, which it believes encrypts,
+        // and could not find out.
         block_on(kek.close());
         let error = block_on(kek.unwrap(&alice, &bad)).unwrap_err();
         assert_eq!(error.class(), Invalid, "{error}");

@@ -148,7 +148,7 @@ fn conforms_in_a_helper(ground: &Ground, iv_source: Option<IvSource>, sessions: 
 }
 
 /// With one session: SoftHSM2 writes its token's file at each login, and not in one step. A process
-/// that looks just then finds no token. docs/pkcs11.md tells of it.
+/// that looks just then finds no token. docs/pkcs11.md describes it.
 #[test]
 fn softhsm_conforms_in_a_helper() {
     alone(Kind::SoftHsm, |ground| conforms_in_a_helper(ground, None, 1));

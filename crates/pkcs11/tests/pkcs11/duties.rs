@@ -48,7 +48,7 @@ fn apart(ground: &Ground) {
     assert_eq!(wrong.class(), KekErrorClass::Invalid, "{wrong}");
     block_on(writer.close());
     block_on(reader.close());
-    // Nor can whoever has the PIN of one token make its key do the other duty.
+    // Nor can a holder of one token's PIN make its key do the other duty.
     ground.tamper(TOKEN, LABEL);
     ground.tamper(READERS, LABEL);
 }

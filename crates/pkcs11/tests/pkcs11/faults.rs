@@ -25,7 +25,7 @@ impl Token {
             true => builder(ground).helper(super::isolation::HELPER),
             false => builder(ground),
         };
-        // Each helper finds out by itself what is to blame, so only one has to have what it needs.
+        // Each helper finds out separately what is to blame, so only one has to have what it needs.
         let kek = builder.sessions(if is_isolated { 1 } else { 2 }).build().unwrap();
         Self { ground: Ground { kind: ground.kind, directory: ground.directory.clone() }, kek }
     }

@@ -24,7 +24,7 @@ pub(super) fn isolated(ground: &Ground) -> Pkcs11KekBuilder {
     super::builder(ground).helper(HELPER)
 }
 
-/// The helpers of this process that run, whatever state they are in.
+/// The running helpers of this process, in any state.
 pub(super) fn helpers() -> Vec<i32> {
     let own = std::process::id();
     let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);

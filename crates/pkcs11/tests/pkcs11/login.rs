@@ -1,4 +1,4 @@
-//! PINs: one wrong try and no second, whoever makes it.
+//! PINs: one wrong try and no second, by any provider.
 
 use std::fs;
 use std::time::Duration;
@@ -134,7 +134,7 @@ fn given_once_for_certain(ground: &Ground) {
         ground.operate(&["pin", PIN, "new-pin-1"]);
         "new-pin-1"
     } else {
-        // SoftHSM2 itself goes on with what it has read.
+        // SoftHSM2 itself continues with what it has read.
         ground.control("login silent\nC_Login rv 0x5 x 0\n");
         PIN
     };
@@ -176,7 +176,7 @@ fn a_login_that_fails_without_a_word_about_the_pin_is_made_again_when_the_caller
             assert_eq!(ground.called("C_Login"), before + 2, "{code}");
             block_on(kek.close());
         }
-        // Where the token cannot have looked at the PIN, nobody has to say anything.
+        // If the token cannot have checked the PIN, no operator has to act.
         for (n, code) in ["0xe0", "0xb3", "0xe1", "0x104"].iter().enumerate() {
             let kek = kek(ground);
             ground.control(&format!("C_Login rv {code} again{n} 1\n"));
@@ -192,7 +192,7 @@ fn a_pin_that_logged_in_is_given_again_after_an_outage_of_the_token() {
         let kek = kek(ground);
         block_on(kek.read_key()).unwrap();
         block_on(kek.close());
-        // The token goes down during the login: nothing answers behind it.
+        // The token goes down during the login: nothing answers after it.
         ground.control("C_Login rv 0x30 x 0\nC_GetSessionInfo fails-behind C_Login 0x30\n");
         let before = ground.called("C_Login");
         let error = block_on(kek.read_key()).unwrap_err();

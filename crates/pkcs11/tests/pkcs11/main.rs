@@ -1,5 +1,5 @@
-//! Keys in SoftHSM2 and kryoptic, and behind a module that fails as it is told. Each test has a
-//! process and a token of its own.
+//! Keys in SoftHSM2 and kryoptic, and behind a module that fails on command. Each test has its own
+//! process and token.
 #![allow(missing_docs)]
 // `alone` takes the name of the test from the type of a closure.
 #![allow(clippy::redundant_closure)]
@@ -20,7 +20,7 @@ use std::time::Duration;
 use waxseal_pkcs11::{PinSource, Pkcs11Kek, Pkcs11KekBuilder};
 use waxseal_testing::pkcs11::{Ground, KEY, TOKEN};
 
-/// Does what an operator has to do meanwhile, in a process of its own.
+/// Does what an operator has to do meanwhile, in its own process.
 #[test]
 fn the_operators_hand() {
     waxseal_testing::pkcs11::operator();

@@ -44,7 +44,7 @@ fn a_program_that_is_no_helper_is_an_error_and_no_panic() {
             ("floods", "exec cat /dev/zero >&0".to_owned(), "garbage"),
             ("noise", "head -c 4000 /dev/urandom >&0; exec sleep 60".to_owned(), ""),
             ("slow", "for n in 1 2 3 4 5 6; do printf w >&0; sleep 0.3; done".to_owned(), ""),
-            // It says who it is, and then lengths above all bounds, or a message that is none.
+            // It introduces itself, and then sends lengths above all bounds, or an invalid message.
             ("long", greeting(r"\377\377\377\377\377\377") + "; exec sleep 60", "garbage"),
             ("odd", greeting(r"\001\000\000\000\000\000\007") + "; exec sleep 60", "garbage"),
             // Half an answer, and an end or none.

@@ -110,7 +110,7 @@ fn removed(ground: &Ground) {
     let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
     for round in 0..3 {
         ground.remove_tokens();
-        // A software token may go on for a while with what it has read.
+        // A software token may continue for a while with what it has read.
         let mut seen = Vec::new();
         let start = Instant::now();
         while seen.len() < 6 && start.elapsed() < Duration::from_secs(20) {
@@ -289,7 +289,7 @@ fn revoked(ground: &Ground) {
     ground.allow(key, "01", "ed");
     block_on(kek.unwrap(&alice, &wrapped)).unwrap();
     until("it wraps again", || block_on(kek.wrap(&alice, &dek)).is_ok());
-    // The module may be started anew a second after it was started: see docs/pkcs11.md.
+    // The module may be started again a second after it was started: see docs/pkcs11.md.
     thread::sleep(Duration::from_millis(1200));
     ground.destroy(key, "01");
     until("it is seen to be gone", || {
