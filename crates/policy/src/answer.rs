@@ -1,4 +1,4 @@
-//! What a policy's answer means. Whatever is not a clear allow is a denial.
+//! What a policy's answer means. Anything but a clear allow is a denial.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -11,9 +11,9 @@ const ALLOW: &str = "allow";
 /// The rule with the reasons of a denial: a set or an array of texts.
 const DENY_REASON: &str = "deny_reason";
 
-/// For how long an allow may be used, in seconds, if that is shorter than decisions are cached.
+/// How long an allow may be used, in seconds, if that is shorter than decisions are cached.
 const VALID_FOR: &str = "valid_for_seconds";
-/// The longest time that is read. Decisions are never cached for longer.
+/// The longest time that is accepted. Decisions are never cached for longer.
 const MOST_SECONDS: f64 = 24.0 * 60.0 * 60.0;
 
 /// Reads the document of the policy's package.
@@ -22,12 +22,12 @@ pub(crate) fn decision(document: Option<&Value>) -> Decision {
         return Decision::deny(["the policy is undefined"]);
     };
     let Value::Object(rules) = document else {
-        return Decision::deny(["the policy is no package with the rule allow"]);
+        return Decision::deny(["the policy is not a package with the rule allow"]);
     };
     let mut reasons = match rules.get(DENY_REASON) {
         None => Vec::new(),
         Some(Value::Array(reasons)) => reasons.iter().map(text).collect(),
-        // A reason is there, so it is no clear allow.
+        // There is a reason, so it is not a clear allow.
         Some(other) => vec![text(other)],
     };
     match rules.get(ALLOW) {
@@ -48,7 +48,7 @@ fn allow(valid_for: Option<&Value>) -> Decision {
         Some(seconds) => {
             Decision::allow().valid_for(Duration::from_secs_f64(seconds.min(MOST_SECONDS)))
         }
-        None => Decision::deny(["valid_for_seconds is no number of seconds"]),
+        None => Decision::deny(["valid_for_seconds is not a number of seconds"]),
     }
 }
 

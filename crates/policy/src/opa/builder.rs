@@ -18,21 +18,20 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_millis(500);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_IN_FLIGHT: usize = 64;
 const MAX_IN_FLIGHT: usize = 4096;
-/// The most bytes of a certificate, a key or a bundle of authorities.
+/// The maximum size of a certificate, a key or a bundle of authorities in bytes.
 const MAX_FILE: usize = 8 * 1024 * 1024;
-/// Connections that nobody uses are closed before most servers do it.
+/// Idle connections are closed before most servers do it.
 const IDLE: Duration = Duration::from_secs(20);
 
-/// Where the server is.
+/// The address of the server.
 enum Address {
     Url(String),
     Socket(PathBuf),
 }
 
 impl OpaPolicy {
-    /// Asks a server over TCP: `http://HOST:PORT`, or `https://HOST:PORT`. Plain HTTP shows
-    /// questions, answers and the token to whoever is between, who can change them. Use it on this
-    /// machine only.
+    /// Asks a server over TCP: `http://HOST:PORT`, or `https://HOST:PORT`. Plain HTTP lets anyone
+    /// on the path read and change questions, answers and the token. Use it only on this machine.
     pub fn url(url: impl Into<String>) -> OpaPolicyBuilder {
         OpaPolicyBuilder::at_url(url.into())
     }
@@ -88,7 +87,7 @@ impl OpaPolicyBuilder {
         self
     }
 
-    /// Trusts the certificates in a PEM file, and no others. By default the system's.
+    /// Trusts only the certificates in a PEM file. By default the system's are trusted.
     pub fn certificate_authority(mut self, pem: impl Into<PathBuf>) -> Self {
         self.authorities.push(pem.into());
         self
@@ -104,7 +103,7 @@ impl OpaPolicyBuilder {
         self
     }
 
-    /// Sets how long one answer may take, waiting for its turn included. 1 ms to 60 s, by default
+    /// Sets how long one answer may take, including the wait for its turn. 1 ms to 60 s, by default
     /// 500 ms. [`PolicyOptions::timeout`](waxseal::policy::PolicyOptions::timeout) should be
     /// longer.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -119,7 +118,7 @@ impl OpaPolicyBuilder {
         self
     }
 
-    /// Builds it. Makes no request. It is to be built in a tokio runtime.
+    /// Builds it. It makes no request. It must be built in a tokio runtime.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option, and outside a tokio runtime.
@@ -128,7 +127,8 @@ impl OpaPolicyBuilder {
             Address::Url(url) => (checked_url(url)?, None),
             Address::Socket(path) => (checked_url("http://localhost")?, Some(path.clone())),
         };
-        // Without TLS nobody is checked, and the token would go to whoever answers.
+        // Without TLS no server is authenticated, and the token would go to any server that
+        // answers.
         if url.scheme() == "http" && (!self.authorities.is_empty() || self.identity.is_some()) {
             return Err(invalid("certificate_authority and client_certificate are for https://"));
         }
@@ -147,7 +147,7 @@ impl OpaPolicyBuilder {
     fn client(&self, socket: Option<PathBuf>) -> Result<Client, Error> {
         let mut client = Client::builder()
             .tls_backend_rustls()
-            // A redirection would lead the token elsewhere.
+            // A redirection would send the token elsewhere.
             .redirect(redirect::Policy::none())
             .no_proxy()
             .referer(false)
@@ -162,7 +162,7 @@ impl OpaPolicyBuilder {
         }
         if let Some((certificate, key)) = &self.identity {
             let (certificate, key) = (read(certificate)?, read(key)?);
-            // With its room from the start, so that no part of the key is left where it grew.
+            // Allocated at full size, so that no part of the key is left where it grew.
             let mut pem = Zeroizing::new(Vec::with_capacity(certificate.len() + 1 + key.len()));
             pem.extend_from_slice(&certificate);
             pem.push(b'\n');
@@ -232,14 +232,14 @@ fn document(mut url: Url, package: &str) -> Result<Url, Error> {
         !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     };
     if !package.split('.').all(is_name) {
-        return Err(invalid(&format!("package: {package:?} is no name of a package")));
+        return Err(invalid(&format!("package: {package:?} is not the name of a package")));
     }
     url.path_segments_mut()
         .map_err(|()| invalid("url: it has no path"))?
         .pop_if_empty()
         .extend(["v1", "data"])
         .extend(package.split('.'));
-    // An error of a builtin is an error, as it is in process. And which revision decided.
+    // An error of a builtin is an error, as in process. The revision that decided is requested too.
     url.set_query(Some("strict-builtin-errors=true&provenance=true"));
     Ok(url)
 }

@@ -17,21 +17,21 @@ use waxseal::{Error, ErrorKind};
 
 use crate::answer;
 
-/// The most bytes of an answer that are read.
+/// The maximum size of an answer in bytes.
 const MAX_ANSWER: usize = 256 * 1024;
 
 /// A policy on an [Open Policy Agent](https://www.openpolicyagent.org) server, asked over its REST
 /// interface.
 ///
-/// It asks `POST /v1/data/PACKAGE` with the [`Question`] as the input, and reads `allow`,
-/// `deny_reason` and `valid_for_seconds` of the result as
-/// [`RegoPolicy`](crate::RegoPolicy) does. **Whatever is not a clear allow is a denial**: an
-/// undefined document, another type, half an answer, another status than 200. A server that cannot
-/// be reached, is late, or answers 429 or 5xx is an outage, for which
+/// It calls `POST /v1/data/PACKAGE` with the [`Question`] as the input, and reads `allow`,
+/// `deny_reason` and `valid_for_seconds` of the result like [`RegoPolicy`](crate::RegoPolicy).
+/// **Anything but a clear allow is a denial**: an undefined document, another type, a partial
+/// answer, a status other than 200. A server that cannot be reached, is late, or answers 429 or 5xx
+/// is an outage, for which
 /// [`PolicyOptions::last_known_for`](waxseal::policy::PolicyOptions::last_known_for) may choose
 /// otherwise.
 ///
-/// The library does not see when the server loads another policy. So a decision is used for
+/// The library does not notice when the server loads another policy. Decisions are still used for
 /// [`cache_for`](waxseal::policy::PolicyOptions::cache_for) after that, or until
 /// [`forget`](Self::forget).
 ///
@@ -71,8 +71,8 @@ impl OpaPolicy {
         Self(Arc::new(Inner { server, turns, spawner, generation: AtomicU64::new(1) }))
     }
 
-    /// Drops all cached decisions, and ends the handles that rest on one: the server has another
-    /// policy now.
+    /// Drops all cached decisions, and ends the handles that depend on one. Call it when the server
+    /// has another policy.
     pub fn forget(&self) {
         self.0.generation.fetch_add(1, Ordering::AcqRel);
     }
@@ -82,7 +82,7 @@ impl Policy for OpaPolicy {
     fn decide<'a>(&'a self, question: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>> {
         Box::pin(async move {
             let body = serde_json::to_vec(&serde_json::json!({ "input": question }))
-                .map_err(|_| Error::new(ErrorKind::Provider, "the question is no JSON"))?;
+                .map_err(|_| Error::new(ErrorKind::Provider, "the question is not JSON"))?;
             let (server, turns) = (self.0.server.clone(), self.0.turns.clone());
             let work = async move { server.ask(&turns, body).await };
             self.0.spawner.run(work).await.map_err(Error::from)
@@ -107,7 +107,7 @@ impl Server {
         let answer = async {
             let _turn = turns.acquire().await.map_err(|_| unavailable("it is closed"))?;
             let response = match self.send(body.clone()).await {
-                // A server may close a connection that is not used just as it is.
+                // A server may close an idle connection just as it is being used.
                 Err(error) if is_of_connection(&error) => self.send(body).await,
                 answer => answer,
             };
@@ -150,10 +150,10 @@ fn decided(status: StatusCode, bytes: &[u8]) -> Result<Decision, KekError> {
     let status_text = format!("the OPA server answered {}", status.as_u16());
     match status.as_u16() {
         200 => {}
-        // It says why, and may quote the input: that is not repeated.
+        // It gives the reason, and may quote the input, so it is not repeated.
         429 => return Err(KekError::new(KekErrorClass::Throttled, status_text)),
         401 | 403 => return Err(KekError::new(KekErrorClass::Misconfigured, status_text)),
-        // The policy cannot be evaluated: that is 500 with a code of its own, and no outage.
+        // The policy cannot be evaluated. That is a 500 with its own code, and not an outage.
         500 if code_of(bytes).as_deref() == Some("internal_error") => {
             let text = format!("{status_text}: the policy fails");
             return Err(KekError::new(KekErrorClass::Invalid, text));
@@ -162,10 +162,10 @@ fn decided(status: StatusCode, bytes: &[u8]) -> Result<Decision, KekError> {
         _ => return Err(KekError::new(KekErrorClass::Misconfigured, status_text)),
     }
     let invalid = |text: &'static str| KekError::new(KekErrorClass::Invalid, text);
-    let answer: Value =
-        serde_json::from_slice(bytes).map_err(|_| invalid("the OPA server's answer is no JSON"))?;
+    let answer: Value = serde_json::from_slice(bytes)
+        .map_err(|_| invalid("the OPA server's answer is not JSON"))?;
     let Value::Object(answer) = answer else {
-        return Err(invalid("the OPA server's answer is no object"));
+        return Err(invalid("the OPA server's answer is not an object"));
     };
     let decision = answer::decision(answer.get("result"));
     Ok(match revision(&answer) {
@@ -187,7 +187,7 @@ fn revision(answer: &serde_json::Map<String, Value>) -> Option<String> {
     (!revisions.is_empty()).then(|| revisions.join(" "))
 }
 
-/// The request, or its answer, did not get through.
+/// Returns the error for a request or an answer that did not get through.
 fn not_sent(error: reqwest::Error) -> KekError {
     let mut text = String::new();
     let mut next = std::error::Error::source(&error);

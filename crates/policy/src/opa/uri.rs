@@ -7,7 +7,7 @@ use waxseal::kek::toolkit::uri::Uri;
 
 use super::client::OpaPolicy;
 
-/// The most bytes of a token.
+/// The maximum size of a token in bytes.
 const MAX_TOKEN: usize = 64 * 1024;
 
 const PARAMETERS: [&str; 7] = [
@@ -46,7 +46,7 @@ impl OpaPolicy {
                 uri.error("the file of parameter `token-file` cannot be read").with_source(error)
             })?;
             let text = std::str::from_utf8(&file)
-                .map_err(|_| uri.error("the file of parameter `token-file` is no text"))?;
+                .map_err(|_| uri.error("the file of parameter `token-file` is not text"))?;
             builder = builder.token(text.trim_end());
         }
         if let Some(path) = uri.path("ca-file")? {
@@ -61,7 +61,7 @@ impl OpaPolicy {
             builder = builder.timeout(timeout);
         }
         if let Some(most) = uri.text("max-in-flight")? {
-            let most = most.parse().map_err(|_| uri.error("`max-in-flight` is no number"))?;
+            let most = most.parse().map_err(|_| uri.error("`max-in-flight` is not a number"))?;
             builder = builder.max_in_flight(most);
         }
         builder.build()

@@ -37,22 +37,22 @@ impl RegoPolicyBuilder {
         self
     }
 
-    /// Sets how long one decision may take. What takes longer is a denial. Above 0 to 10 s, by
-    /// default 100 ms.
+    /// Sets how long one decision may take. A slower one is a denial. Above 0 to 10 s, by default
+    /// 100 ms.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
         self
     }
 
-    /// Sets how often files are looked at, to reload what changed: 10 ms or more, by default every
-    /// 2 seconds. `None` reloads on [call](RegoPolicy::reload) only.
+    /// Sets how often files are checked and reloaded if they changed: at least 10 ms, by default
+    /// every 2 seconds. With `None` they are reloaded only on [call](RegoPolicy::reload).
     pub fn watch(mut self, interval: Option<Duration>) -> Self {
         self.watch = interval;
         self
     }
 
-    /// Sets what is told of each reload that changed the policy, and of each that failed. It is
-    /// called where the reload happens, often on a thread of its own.
+    /// Sets a function that is called after each reload that changed the policy, and after each
+    /// that failed. It is called where the reload happens, often on a separate thread.
     pub fn on_reload(mut self, told: impl Fn(&Result<(), Error>) + Send + Sync + 'static) -> Self {
         self.reloaded = Some(Box::new(told));
         self

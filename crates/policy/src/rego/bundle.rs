@@ -10,14 +10,14 @@ use waxseal::Error;
 
 use super::files::{FileIn, MAX_BYTES, MAX_FILES, SIGNATURES, bad};
 
-/// What is asked of a bundle's signature.
+/// The requirement on a bundle's signature.
 #[derive(Clone, Debug)]
 pub(super) enum Signed {
-    /// There must be none. Whoever signs a bundle expects that the signature is verified.
+    /// There must be none. A publisher who signs a bundle expects that the signature is verified.
     Not,
-    /// It is not looked at.
+    /// It is ignored.
     Unverified,
-    /// It must be there, and of one of these keys.
+    /// It must be present, and made by one of these keys.
     #[cfg(feature = "signatures")]
     By(std::sync::Arc<[super::signature::BundleKey]>),
 }
@@ -38,8 +38,8 @@ pub(super) fn read(name: &str, bytes: &[u8], signed: &Signed) -> Result<Vec<File
 }
 
 fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<FileIn>, Error> {
-    let broken = |error: io::Error| bad(name, "is no complete .tar.gz").with_source(error);
-    // What is unpacked is bounded, whatever the archive says of itself.
+    let broken = |error: io::Error| bad(name, "is not a complete .tar.gz").with_source(error);
+    // Unpacking is bounded, whatever the archive says about itself.
     let unpacked = MultiGzDecoder::new(bytes).take(MAX_BYTES + 1);
     let mut archive = Archive::new(unpacked);
     let (mut files, mut paths) = (Vec::new(), BTreeSet::new());
@@ -51,7 +51,7 @@ fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<FileIn>, Error> {
             _ => return Err(bad(name, "has an entry that is neither a file nor a directory")),
         }
         let path = entry.path_bytes();
-        let path = std::str::from_utf8(&path).map_err(|_| bad(name, "a path is no UTF-8"))?;
+        let path = std::str::from_utf8(&path).map_err(|_| bad(name, "a path is not UTF-8"))?;
         let path = path.trim_start_matches("./").trim_start_matches('/').to_owned();
         if path.split('/').any(|part| part == "..") {
             return Err(bad(name, "a path leads out of the bundle"));
@@ -70,7 +70,7 @@ fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<FileIn>, Error> {
         files.push(FileIn { path, bytes });
     }
     let mut rest = archive.into_inner();
-    // A checksum at the very end is checked only when all was read.
+    // A checksum at the very end is checked only when everything was read.
     io::copy(&mut rest, &mut io::sink()).map_err(broken)?;
     if rest.limit() == 0 {
         return Err(bad(name, &format!("more than {MAX_BYTES} bytes")));

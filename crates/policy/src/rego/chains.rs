@@ -1,15 +1,14 @@
-//! Finds expressions that string so much together that the engine would follow them to the end of
-//! the stack.
+//! Finds expressions so long that the engine would follow them to the end of the stack.
 //!
-//! regorus 0.14 bounds how deep brackets are nested, and not how many operators or look-ups stand
-//! side by side. Each makes its tree one level deeper. A stack that ends takes the whole process
-//! along, so a policy must not be able to do that.
+//! regorus 0.14 limits how deep brackets are nested, but not how many operators or look-ups follow
+//! each other. Each makes its tree one level deeper. A stack overflow takes the whole process down,
+//! so a policy must not be able to cause one.
 #![forbid(unsafe_code)]
 
 use super::heads::code_lines;
 
-/// The most operators, look-ups and calls of one expression, with those of the expressions around
-/// it.
+/// The maximum number of operators, look-ups and calls of one expression, including those of the
+/// enclosing expressions.
 pub(super) const MOST: usize = 128;
 
 /// Words that join or begin a part of an expression.
@@ -23,7 +22,7 @@ fn joins(c: char) -> bool {
 
 /// Returns the line at which an expression has too many.
 pub(super) fn too_long(text: &str) -> Option<usize> {
-    // How many there are, for each open bracket, and of all of them.
+    // The counts for each open bracket, and their sum.
     let (mut open, mut sum, mut goes_on) = (vec![0_usize], 0_usize, false);
     for (line, code) in code_lines(text) {
         let code = code.trim();

@@ -1,4 +1,4 @@
-//! The one file that knows regorus: compiles a policy, and asks it.
+//! The only file that knows regorus: compiles a policy, and evaluates it.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -14,10 +14,10 @@ use super::files::bad;
 use super::sources::{Contents, is_test};
 use super::{chains, heads};
 
-/// How many steps are evaluated between two looks at the clock.
+/// The number of evaluation steps between two checks of the clock.
 const CHECK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).unwrap();
 
-/// A policy, ready to be asked.
+/// A compiled policy.
 #[derive(Clone)]
 pub(super) struct Compiled {
     engine: Engine,
@@ -40,8 +40,8 @@ impl Compiled {
         with_tests: bool,
     ) -> Result<Self, Error> {
         check_package(package)?;
-        // Rego v1, which is the default, and stays so: in the old syntax `allow` without `if` may
-        // be true for everybody.
+        // Rego v1, which is the default, is set explicitly: in the old syntax, `allow` without `if`
+        // may be true for everybody.
         let mut engine = Engine::new();
         engine.set_strict_builtin_errors(true);
         engine.set_execution_timer_config(ExecutionTimerConfig {
@@ -80,8 +80,8 @@ impl Compiled {
         let data = serde_json::Value::Object(contents.data.clone()).to_string();
         engine.add_data_json(&data).map_err(|error| refused("data", &error))?;
         let mut compiled = Self { engine, query: format!("data.{package}") };
-        // A call of what is not there, and rules that conflict, are found now. So is made ready
-        // once what all questions need.
+        // Calls of missing functions and conflicting rules are found now. This also prepares once
+        // what all questions need.
         compiled.engine.set_input(Value::new_object());
         compiled
             .engine
@@ -101,7 +101,7 @@ impl Compiled {
         query: &str,
         input: &str,
     ) -> Result<Option<serde_json::Value>, Error> {
-        // A copy, so that nothing of this question is left for the next.
+        // A copy, so that nothing of this question remains for the next.
         let mut engine = self.engine.clone();
         engine.set_input_json(input).map_err(failed)?;
         let mut results = engine.eval_query(query.to_owned(), false).map_err(failed)?.result;
@@ -113,15 +113,15 @@ impl Compiled {
             None | Some(Value::Undefined) => Ok(None),
             Some(value) => serde_json::to_value(&value)
                 .map(Some)
-                .map_err(|_| Error::new(ErrorKind::Provider, "the answer is no JSON")),
+                .map_err(|_| Error::new(ErrorKind::Provider, "the answer is not JSON")),
         }
     }
 }
 
-/// The engine would follow them until the stack ends, and the process with it.
+/// Refuses expressions that the engine would follow until the stack ends, and the process with it.
 fn refuse_long_expressions(contents: &Contents) -> Result<(), Error> {
     for (name, text) in &contents.modules {
-        // OPA takes none. What follows it might not be read.
+        // OPA accepts none. Anything after it might not be read.
         if text.contains('\0') {
             return Err(bad(name, "the text has a zero byte"));
         }
@@ -137,7 +137,7 @@ fn refuse_long_expressions(contents: &Contents) -> Result<(), Error> {
     Ok(())
 }
 
-/// The engine would drop reasons to deny, silently.
+/// Refuses look-ups with which the engine would silently drop reasons to deny.
 fn refuse_lookups_in_heads(contents: &Contents) -> Result<(), Error> {
     let policies = || contents.modules.iter().filter(|(name, _)| !is_test(name));
     let found = heads::lookups(policies().map(|(_, text)| &**text));
@@ -149,8 +149,8 @@ fn refuse_lookups_in_heads(contents: &Contents) -> Result<(), Error> {
     })
 }
 
-/// Where the data have a value in the place of a rule, the engine takes that one, and the rule says
-/// nothing: whoever writes data would allow. OPA refuses it, too.
+/// If the data have a value in the place of a rule, the engine uses the value and ignores the rule,
+/// so anyone who writes data could allow. OPA refuses that too.
 fn refuse_data_over_rules(engine: &Engine, contents: &Contents) -> Result<(), Error> {
     let packages = engine.get_policy_package_components();
     for package in packages.map_err(|error| refused("policy", &error))? {
@@ -160,7 +160,7 @@ fn refuse_data_over_rules(engine: &Engine, contents: &Contents) -> Result<(), Er
             continue;
         };
         let is_name = |key: &&String| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        // What cannot be told apart counts as a rule.
+        // In case of doubt it counts as a rule.
         let is_rule = |key: &&String| {
             engine.has_declared_rule_rooted_at(&package.source_file, key).unwrap_or(true)
         };
@@ -173,7 +173,7 @@ fn refuse_data_over_rules(engine: &Engine, contents: &Contents) -> Result<(), Er
     Ok(())
 }
 
-/// A package is names with dots between.
+/// Checks that a package consists of names separated by dots.
 fn check_package(package: &str) -> Result<(), Error> {
     let is_name = |name: &str| {
         name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -181,21 +181,21 @@ fn check_package(package: &str) -> Result<(), Error> {
     };
     match package.split('.').all(is_name) {
         true => Ok(()),
-        false => Err(bad("package", &format!("{package:?} is no name of a package"))),
+        false => Err(bad("package", &format!("{package:?} is not the name of a package"))),
     }
 }
 
-/// The policy cannot be used.
+/// Returns the error for a policy that cannot be used.
 fn refused(name: &str, error: &impl fmt::Display) -> Error {
     bad(name, &one_line(error))
 }
 
-/// The policy gave no answer to one question.
+/// Returns the error for a policy that did not answer one question.
 fn failed(error: impl fmt::Display) -> Error {
     Error::new(ErrorKind::Provider, one_line(&error))
 }
 
-/// An error of the engine shows the place in the policy in several lines.
+/// Puts an error of the engine, which shows the place in the policy on several lines, on one line.
 fn one_line(error: &impl fmt::Display) -> String {
     let text = error.to_string();
     let words: Vec<_> = text.split_whitespace().collect();

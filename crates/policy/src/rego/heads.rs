@@ -1,22 +1,21 @@
 //! Finds rules with which the engine would lose reasons to deny.
 //!
-//! regorus 0.14 drops what a rule found so far when the value in its head is undefined for the last
-//! of several solutions. Of
-//! `deny_reason contains data.why[role] if some role in input.caller.roles` nothing is left if the
-//! last role has no entry. Other engines drop that one solution only. Where the look-up stands in
-//! the body they agree.
+//! regorus 0.14 drops what a rule has found so far if the value in its head is undefined for the
+//! last of several solutions. For example, `deny_reason contains data.why[role] if some role in
+//! input.caller.roles` yields nothing if the last role has no entry. Other engines drop only that
+//! one solution. If the look-up is in the body, they agree.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A rule, without comments and without what stands in texts.
+/// A rule, without comments and without the content of texts.
 struct Rule {
-    /// Of its first line, counted from 1.
+    /// The number of its first line, from 1.
     line: usize,
     text: String,
 }
 
-/// Returns the lines of rules whose head looks something up that may be undefined for one of
+/// Returns the lines of rules whose head looks up something that may be undefined for one of
 /// several solutions.
 pub(super) fn lookups<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<Vec<usize>> {
     let all: Vec<_> = texts.map(rules).collect();
@@ -36,7 +35,7 @@ pub(super) fn lookups<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<Vec<usize
     all.iter().map(at_fault).collect()
 }
 
-/// Splits a policy where a line begins outside of all brackets.
+/// Splits a policy at lines that begin outside of all brackets.
 fn rules(text: &str) -> Vec<Rule> {
     let (mut all, mut depth, mut goes_on) = (Vec::<Rule>::new(), 0_usize, false);
     for (line, code) in code_lines(text) {
@@ -72,7 +71,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c| !is_of_name(c)).filter(|word| !word.is_empty())
 }
 
-/// Whether a line cannot begin a rule. The engine takes `if` on a line of its own.
+/// Whether a line cannot begin a rule. The engine accepts `if` on its own line.
 fn continues(code: &str) -> bool {
     let first = words(code).next().unwrap_or_default();
     code.starts_with([':', '=']) || ["else", "if", "contains"].contains(&first)
@@ -83,7 +82,7 @@ fn package(rules: &[Rule]) -> &str {
     rules.iter().find_map(|rule| rule.text.strip_prefix("package ")).unwrap_or_default().trim()
 }
 
-/// The name by which a file calls what it imports.
+/// Returns the name by which a file refers to what it imports.
 fn imported(rule: &str) -> Option<&str> {
     words(rule.strip_prefix("import ")?).last()
 }
@@ -114,9 +113,9 @@ fn loses(rule: &str, is_known: &impl Fn(&str) -> bool) -> bool {
     let body = without_comprehensions(body.strip_prefix('{').unwrap_or(body));
     let (of_name, value) =
         ["contains", ":=", "="].iter().find_map(|sign| at_top(&head, sign)).unwrap_or((&head, ""));
-    // `level[KEY] := VALUE`: the key is part of the head, too.
+    // `level[KEY] := VALUE`: the key is part of the head too.
     let key = of_name.split_once('[').map_or("", |(_, key)| key);
-    // A variable of the rule hides a rule of its name.
+    // A variable of the rule hides a rule of the same name.
     let own = declared(&body);
     let varies = |name: &str| {
         let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
@@ -126,7 +125,7 @@ fn loses(rule: &str, is_known: &impl Fn(&str) -> bool) -> bool {
     [key, value].iter().any(|part| looks_up(part, is_known, &varies)) && may_repeat(&body, &varies)
 }
 
-/// A comprehension is never undefined, and has solutions of its own.
+/// A comprehension is never undefined, and has separate solutions.
 fn without_comprehensions(text: &str) -> String {
     let (mut kept, mut open) = (String::with_capacity(text.len()), Vec::new());
     for c in text.chars() {
@@ -147,7 +146,7 @@ fn without_comprehensions(text: &str) -> String {
     kept
 }
 
-/// Splits where a word stands outside of brackets.
+/// Splits where a word occurs outside of brackets.
 fn at_top<'a>(text: &'a str, word: &str) -> Option<(&'a str, &'a str)> {
     let mut depth = 0_usize;
     for (at, c) in text.char_indices() {
@@ -160,7 +159,7 @@ fn at_top<'a>(text: &'a str, word: &str) -> Option<(&'a str, &'a str)> {
         let Some(after) = rest.strip_prefix(word).filter(|_| depth == 0) else { continue };
         let is_sign = !word.starts_with(is_of_name);
         let is_alone = !before.ends_with(is_of_name) && !after.starts_with(is_of_name);
-        // `=` is no part of `==` or `:=`.
+        // `=` is not part of `==` or `:=`.
         let is_other = before.ends_with(['=', ':', '!', '<', '>']) || after.starts_with('=');
         if is_sign && !is_other || !is_sign && is_alone {
             return Some((before, after));
@@ -170,7 +169,7 @@ fn at_top<'a>(text: &'a str, word: &str) -> Option<(&'a str, &'a str)> {
 }
 
 /// Whether an expression has a path whose value depends on a variable, or calls a function of the
-/// policy: both may be undefined for one solution and not for another.
+/// policy. Both may be undefined for one solution and not for another.
 fn looks_up(text: &str, is_known: &impl Fn(&str) -> bool, varies: &impl Fn(&str) -> bool) -> bool {
     let mut rest = text;
     while let Some(at) = rest.find(is_of_name) {
@@ -178,7 +177,7 @@ fn looks_up(text: &str, is_known: &impl Fn(&str) -> bool, varies: &impl Fn(&str)
         let end = from.find(|c| !is_of_name(c)).unwrap_or(from.len());
         let (name, after) = from.split_at(end);
         rest = after;
-        // What follows a dot is no root.
+        // What follows a dot is not a root.
         if before.ends_with('.') {
             continue;
         }
@@ -189,7 +188,7 @@ fn looks_up(text: &str, is_known: &impl Fn(&str) -> bool, varies: &impl Fn(&str)
         if is_call && (is_known(name) || name == "data") {
             return true;
         }
-        // Of `data.texts["en"][role]` the second bracket varies.
+        // In `data.texts["en"][role]` the second bracket varies.
         let mut brackets = path_behind(after).split('[').skip(1);
         let in_brackets =
             brackets.any(|inner| words(inner.split(']').next().unwrap_or_default()).any(varies));
@@ -200,7 +199,7 @@ fn looks_up(text: &str, is_known: &impl Fn(&str) -> bool, varies: &impl Fn(&str)
     false
 }
 
-/// What follows a name as long as it is one path: `.a["b"][c]`.
+/// Returns the part after a name that belongs to the same path: `.a["b"][c]`.
 fn path_behind(after: &str) -> &str {
     let mut depth = 0_usize;
     let end = after.find(|c| match c {
@@ -232,7 +231,8 @@ fn may_repeat(body: &str, varies: &impl Fn(&str) -> bool) -> bool {
     iterates || indexes
 }
 
-/// The lines of a policy with their numbers, without comments and without what stands in texts.
+/// Returns the lines of a policy with their numbers, without comments and without the content of
+/// texts.
 pub(super) fn code_lines(text: &str) -> impl Iterator<Item = (usize, String)> {
     let (mut code, mut rest) = (String::with_capacity(text.len()), text.chars().peekable());
     while let Some(c) = rest.next() {
@@ -250,7 +250,7 @@ pub(super) fn code_lines(text: &str) -> impl Iterator<Item = (usize, String)> {
             }
             '`' => {
                 code.push_str("\"\"");
-                // A raw text may have lines of its own.
+                // A raw text may span lines.
                 for c in rest.by_ref().take_while(|c| *c != '`') {
                     if c == '\n' {
                         code.push('\n');

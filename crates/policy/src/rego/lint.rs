@@ -1,4 +1,4 @@
-//! Finds what is legal Rego and most likely a mistake.
+//! Finds legal Rego that is most likely a mistake.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -15,26 +15,27 @@ use crate::answer;
 
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// What a policy is warned about.
+/// The kinds of warnings about a policy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Lint {
     /// `allow` is true unless something says otherwise: `default allow := true`.
     DefaultAllow,
-    /// A caller that is not named is allowed.
+    /// A caller without a name is allowed.
     AllowsNobody,
     /// There is no test.
     NoTest,
-    /// The syntax of Rego v0, in which `allow` without `if` may be true for everybody. It does not
-    /// load.
+    /// The syntax of Rego v0, in which `allow` without `if` may be true for everybody. Such a
+    /// policy does not load.
     OldSyntax,
-    /// `not` before a call, `in`, arithmetic, or an index that is a path: where a part of it is
-    /// undefined, Rego engines differ in what it means. Give it a rule of its own.
+    /// `not` before a call, `in`, arithmetic, or an index that is a path: if a part of it is
+    /// undefined, Rego engines differ in the meaning. Put it in a separate rule.
     NegatedCall,
-    /// The head of a rule looks up what may be undefined for one of several solutions. The engine
-    /// would drop the others, and with them reasons to deny. It does not load.
+    /// The head of a rule looks up something that may be undefined for one of several solutions.
+    /// The engine would drop the others, and with them reasons to deny. Such a policy does not
+    /// load.
     LookupInHead,
-    /// The clock of the machine is read. Use `input.time`, which tests can set.
+    /// The policy reads the machine's clock. Use `input.time`, which tests can set.
     WallClock,
 }
 
@@ -48,7 +49,7 @@ impl Lint {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Finding {
-    /// Which one.
+    /// The kind of the warning.
     pub lint: Lint,
     /// The file, or the package.
     pub file: String,
@@ -77,7 +78,7 @@ impl fmt::Display for Finding {
 }
 
 /// Looks for likely mistakes in the policy of a package. It is for tests and CI: a policy with
-/// findings loads and decides all the same, but for the old syntax and look-ups in heads.
+/// findings still loads and decides, except for the old syntax and look-ups in heads.
 ///
 /// ```
 /// use waxseal_policy::{Lint, RegoSources, lint};
@@ -89,8 +90,8 @@ impl fmt::Display for Finding {
 /// ```
 ///
 /// # Errors
-/// As [`RegoPolicyBuilder::build`](crate::RegoPolicyBuilder::build), unless a finding tells why it
-/// does not load.
+/// Those of [`RegoPolicyBuilder::build`](crate::RegoPolicyBuilder::build), unless a finding says
+/// why it does not load.
 pub fn lint(sources: &RegoSources, package: &str) -> Result<Vec<Finding>, Error> {
     let contents = sources::read(&sources.sources)?;
     let mut findings = Vec::new();
@@ -170,11 +171,11 @@ fn is_old_rule(line: &str, words: &[&str]) -> bool {
     begins_rule
         && *last == "{"
         && !["import", "package", "default"].contains(first)
-        // An object that is assigned is no body.
+        // An assigned object is not a body.
         && !words.iter().any(|word| ["if", "contains", ":=", "=", "else"].contains(word))
 }
 
-/// Whether what stands behind `not` has a part whose own absence is no plain `false`.
+/// Whether the expression after `not` has a part whose absence is not a plain `false`.
 fn differs_negated(behind: &str) -> bool {
     let negated = behind.split([';', '}']).next().unwrap_or_default();
     let negated = negated.split(" with ").next().unwrap_or_default();

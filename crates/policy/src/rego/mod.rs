@@ -1,4 +1,4 @@
-//! Rego policies, evaluated in this process by regorus. Only Rego v1.
+//! Rego policies, evaluated in this process by regorus. Only Rego v1 is supported.
 #![forbid(unsafe_code)]
 
 mod builder;

@@ -19,10 +19,10 @@ use super::engine::Compiled;
 use super::sources::{self, Contents, RegoSources, Signature};
 use crate::answer;
 
-/// How many bytes of the contents' hash are the revision of a policy without one.
+/// How many bytes of the content hash are the revision of a policy without one.
 const REVISION_BYTES: usize = 8;
 
-/// What is told of a reload.
+/// The callback for a reload.
 pub(super) type Reloaded = dyn Fn(&Result<(), Error>) + Send + Sync;
 
 /// The options, checked.
@@ -37,9 +37,9 @@ pub(super) struct Terms {
 /// A policy in Rego v1, evaluated in this process.
 ///
 /// Its package (by default `waxseal`) has a rule `allow`, which must be exactly `true`, and a rule
-/// `deny_reason`, a set of texts that is empty where it allows. `valid_for_seconds` may shorten how
-/// long a decision is cached. The input is the [`Question`] as JSON. Whatever else the policy says,
-/// an error of a builtin too, is a denial.
+/// `deny_reason`, a set of texts that is empty if it allows. `valid_for_seconds` may shorten how
+/// long a decision is cached. The input is the [`Question`] as JSON. Any other result, including an
+/// error of a builtin, is a denial.
 ///
 /// ```
 /// use waxseal::policy::PolicyOptions;
@@ -87,32 +87,33 @@ struct Inner {
     terms: Terms,
     current: ArcSwap<Loaded>,
     generation: AtomicU64,
-    /// Of this process: in the child of a fork nobody may be left to unlock that of its parent.
+    /// Separate for each process: in the child of a fork, nobody may be left to unlock that of its
+    /// parent.
     seen: ArcSwap<SeenHere>,
     /// The process in which files are watched.
     watched_in: AtomicU64,
 }
 
-/// A policy that was compiled.
+/// A compiled policy.
 struct Loaded {
     compiled: Compiled,
-    /// Of the contents.
+    /// The hash of the contents.
     hash: [u8; 32],
     revision: String,
     at: SystemTime,
 }
 
-/// What was found at the last look at the files.
+/// The findings of the last look at the files.
 struct Seen {
     signature: Signature,
-    /// Why they are not what decides.
+    /// Why the files do not decide now.
     trouble: Option<Error>,
 }
 
-/// What one process found.
+/// The findings of one process.
 struct SeenHere {
     process: u64,
-    /// Held by the one who reloads.
+    /// Held by the caller that reloads.
     seen: Mutex<Seen>,
 }
 
@@ -126,7 +127,7 @@ impl SeenHere {
     }
 }
 
-/// What a [`RegoPolicy`] is at.
+/// The state of a [`RegoPolicy`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RegoStatus {
@@ -135,7 +136,7 @@ pub struct RegoStatus {
     pub revision: String,
     /// When it was loaded.
     pub loaded_at: SystemTime,
-    /// Why what the files say now cannot be used. The policy before it decides meanwhile.
+    /// Why the current files cannot be used. The previous policy decides meanwhile.
     pub trouble: Option<Error>,
 }
 
@@ -154,11 +155,12 @@ impl RegoPolicy {
         Ok(policy)
     }
 
-    /// Reads the sources again. Returns whether the policy is another one now. All cached decisions
-    /// and handles end then.
+    /// Reads the sources again. Returns whether the policy changed. If it did, all cached decisions
+    /// and handles end.
     ///
     /// # Errors
-    /// As [`build`](crate::RegoPolicyBuilder::build). The policy before goes on deciding.
+    /// Those of [`build`](crate::RegoPolicyBuilder::build). The previous policy then continues to
+    /// decide.
     pub fn reload(&self) -> Result<bool, Error> {
         self.0.reload(true)
     }
@@ -174,7 +176,7 @@ impl RegoPolicy {
         }
     }
 
-    /// Starts the thread that looks at the files, once in each process.
+    /// Starts the thread that watches the files, once in each process.
     fn watch(&self) {
         let (Some(interval), process) = (self.0.terms.watch, process_generation()) else { return };
         let has_files = !sources::signature(&self.0.terms.sources.sources).is_empty();
@@ -200,7 +202,7 @@ impl RegoPolicy {
         }
         let loaded = self.0.current.load_full();
         let input = serde_json::to_string(question)
-            .map_err(|_| Error::new(ErrorKind::Provider, "the question is no JSON"))?;
+            .map_err(|_| Error::new(ErrorKind::Provider, "the question is not JSON"))?;
         let document = loaded.compiled.ask(&input)?;
         Ok(answer::decision(document.as_ref()).with_revision(&loaded.revision))
     }
@@ -229,7 +231,7 @@ fn look_after(inner: &Weak<Inner>, interval: Duration) {
     loop {
         thread::sleep(interval);
         let Some(inner) = inner.upgrade() else { return };
-        // It is told by `on_reload` and by the status.
+        // `on_reload` and the status report it.
         let _ = inner.reload(false);
     }
 }
@@ -245,7 +247,7 @@ impl Terms {
     }
 }
 
-/// Whether a file could not be read. What is in an archive does not change by itself.
+/// Whether a file could not be read. The content of an archive does not change on its own.
 fn is_unread(error: &Error) -> bool {
     use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
 
@@ -253,7 +255,7 @@ fn is_unread(error: &Error) -> bool {
     cause.is_some_and(|cause| !matches!(cause.kind(), InvalidData | InvalidInput | UnexpectedEof))
 }
 
-/// The hash of everything that decides.
+/// Returns the hash of everything that decides.
 fn hash(contents: &Contents) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut add = |text: &str| {
@@ -275,26 +277,26 @@ impl Inner {
         if seen.process == process_generation() {
             return seen;
         }
-        // The child looks at the files anew.
+        // The child looks at the files again.
         let ours = Arc::new(SeenHere::new(Signature::new()));
         drop(self.seen.compare_and_swap(&seen, ours));
-        // What is the parent's is never dropped.
+        // The parent's state is never dropped.
         std::mem::forget(seen);
         self.seen.load_full()
     }
 
-    /// Reloads, if asked for or if a file may have changed.
+    /// Reloads, if requested or if a file may have changed.
     fn reload(&self, always: bool) -> Result<bool, Error> {
         let here = self.seen();
         let mut seen = here.lock();
-        // Taken before the files are read: what is written meanwhile is seen at the next look.
+        // Taken before the files are read, so that the next look sees anything written meanwhile.
         let signature = sources::signature(&self.terms.sources.sources);
         if !always && signature == seen.signature {
             return Ok(false);
         }
         let loaded = self.terms.load();
-        // What could not be read, for a lack of permission, say, may be readable at the next look
-        // although no file changed.
+        // A file that could not be read, for example without permission, may be readable at the
+        // next look although no file changed.
         if !loaded.as_ref().is_err_and(is_unread) {
             seen.signature = signature;
         }
@@ -305,7 +307,7 @@ impl Inner {
         let result = loaded.map(|loaded| {
             if is_other {
                 self.current.store(Arc::new(loaded));
-                // After the policy, so that who sees the number asks the new one.
+                // After the policy, so that a caller that sees the number asks the new one.
                 self.generation.fetch_add(1, Ordering::AcqRel);
             }
         });
@@ -318,7 +320,7 @@ impl Inner {
             && (always || result.is_ok() || is_news)
             && let Some(told) = &self.terms.reloaded
         {
-            // Foreign code: its panic does not end the thread that watches.
+            // Foreign code: its panic does not end the watching thread.
             let _ = catch_unwind(AssertUnwindSafe(|| told(&result))).map_err(std::mem::forget);
         }
         result.map(|()| is_other)

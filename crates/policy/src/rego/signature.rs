@@ -1,7 +1,7 @@
 //! Verifies the signature of a bundle: a JWT over the hashes of all its files, in
 //! `.signatures.json`.
 //!
-//! As OPA signs: <https://www.openpolicyagent.org/docs/latest/management-bundles/#signing>.
+//! The format is OPA's: <https://www.openpolicyagent.org/docs/latest/management-bundles/#signing>.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use waxseal::Error;
 
 use super::files::{FileIn, SIGNATURES, bad};
 
-/// As RFC 7518, section 3.2, asks of HS256.
+/// The minimum of RFC 7518, section 3.2, for HS256.
 const SHORTEST_SECRET: usize = 32;
 
 /// A key that verifies the signatures of bundles.
@@ -51,32 +51,33 @@ enum Key {
 }
 
 impl BundleKey {
-    /// RSA with PKCS #1 v1.5 padding and SHA-256: a public key of 2,048 to 8,192 bits, as PEM
+    /// Uses RSA with PKCS #1 v1.5 padding and SHA-256: a public key of 2,048 to 8,192 bits, as PEM
     /// (`BEGIN PUBLIC KEY`).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) if it is no such key.
+    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) if it is not such a key.
     pub fn rs256(public_key_pem: &str) -> Result<Self, Error> {
         Self::public("RS256", public_key_pem, &RSA_PKCS1_2048_8192_SHA256)
     }
 
-    /// RSA-PSS and SHA-256. The key is as for [`rs256`](Self::rs256).
+    /// Uses RSA-PSS and SHA-256. The key has the form of [`rs256`](Self::rs256).
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`rs256`](Self::rs256).
     pub fn ps256(public_key_pem: &str) -> Result<Self, Error> {
         Self::public("PS256", public_key_pem, &RSA_PSS_2048_8192_SHA256)
     }
 
-    /// ECDSA with P-256 and SHA-256: a public key as PEM (`BEGIN PUBLIC KEY`).
+    /// Uses ECDSA with P-256 and SHA-256: a public key as PEM (`BEGIN PUBLIC KEY`).
     ///
     /// # Errors
-    /// As for [`rs256`](Self::rs256).
+    /// Those of [`rs256`](Self::rs256).
     pub fn es256(public_key_pem: &str) -> Result<Self, Error> {
         Self::public("ES256", public_key_pem, &ECDSA_P256_SHA256_FIXED)
     }
 
-    /// HMAC with SHA-256: a secret of 32 bytes or more. Whoever can verify with it can sign.
+    /// Uses HMAC with SHA-256: a secret of 32 bytes or more. Anyone who can verify with it can
+    /// sign.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) for a shorter one.
@@ -93,7 +94,8 @@ impl BundleKey {
         pem: &str,
         verifies: &'static dyn VerificationAlgorithm,
     ) -> Result<Self, Error> {
-        let no_key = || bad("bundle key", &format!("it is no public key in PEM for {algorithm}"));
+        let no_key =
+            || bad("bundle key", &format!("it is not a public key in PEM for {algorithm}"));
         let der = SubjectPublicKeyInfoDer::from_pem_slice(pem.as_bytes()).map_err(|_| no_key())?;
         let key = ParsedPublicKey::new(verifies, &*der).map_err(|_| no_key())?;
         Ok(Self::new(algorithm, Key::Public(key)))
@@ -103,7 +105,7 @@ impl BundleKey {
         Self { algorithm, key, id: None, scope: None }
     }
 
-    /// Sets its id. A signature that names a key is verified with the key of that id. A single key
+    /// Sets its id. If a signature names a key, the key with that id verifies it. A single key
     /// without an id verifies whatever the signature names.
     pub fn with_id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
@@ -124,7 +126,7 @@ impl BundleKey {
     }
 }
 
-/// Without the key.
+/// Omits the key.
 impl fmt::Debug for BundleKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BundleKey")
@@ -138,7 +140,7 @@ impl fmt::Debug for BundleKey {
 #[derive(Deserialize)]
 struct Signatures {
     signatures: Vec<String>,
-    /// A verifier of the user's own, in OPA.
+    /// A custom verifier, in OPA.
     plugin: Option<String>,
 }
 
@@ -164,15 +166,15 @@ struct FileHash {
     algorithm: String,
 }
 
-/// Checks that a bundle is signed by one of the keys, and that the signature is about every file,
-/// as it is, and no other.
+/// Checks that one of the keys signed a bundle, and that the signature covers exactly its files,
+/// unchanged.
 pub(super) fn verify(name: &str, files: &[FileIn], keys: &[BundleKey]) -> Result<(), Error> {
     let wrong = |what: &str| bad(name, &format!("{SIGNATURES}: {what}"));
     let Some(signatures) = files.iter().find(|file| file.path == SIGNATURES) else {
         return Err(bad(name, "is not signed"));
     };
     let signatures: Signatures = serde_json::from_slice(&signatures.bytes)
-        .map_err(|error| wrong("is no list of signatures").with_source(error))?;
+        .map_err(|error| wrong("is not a list of signatures").with_source(error))?;
     if signatures.plugin.is_some() {
         return Err(wrong("asks for a verifier that is not there"));
     }
@@ -201,7 +203,8 @@ pub(super) fn verify(name: &str, files: &[FileIn], keys: &[BundleKey]) -> Result
     }
 }
 
-/// The claims of a token that one of the keys signed. Nothing else of it is believed before.
+/// Returns the claims of a token that one of the keys signed. Nothing else in the token is trusted
+/// before that.
 fn verified(token: &str, keys: &[BundleKey]) -> Result<Claims, String> {
     let no_token = || "has no JWT".to_owned();
     let (signed, signature) = token.rsplit_once('.').ok_or_else(no_token)?;
@@ -223,7 +226,7 @@ fn verified(token: &str, keys: &[BundleKey]) -> Result<Claims, String> {
             .find(|key| key.id.as_ref() == Some(id))
             .ok_or_else(|| format!("is signed by a key {id:?} that is not known"))?,
     };
-    // The key decides, and never the token.
+    // The key decides, never the token.
     if header.alg != key.algorithm {
         return Err(format!(
             "has the algorithm {:?}, and the key is for {}",
@@ -244,7 +247,7 @@ fn hash(algorithm: &str, file: &FileIn) -> Result<String, String> {
     let bytes = match is_structured(&file.path) {
         true => {
             canonical = canonical_json(&file.bytes)
-                .ok_or_else(|| format!("cannot be about {:?}, which is no JSON", file.path))?;
+                .ok_or_else(|| format!("cannot be about {:?}, which is not JSON", file.path))?;
             canonical.as_bytes()
         }
         false => &*file.bytes,
@@ -258,21 +261,21 @@ fn hash(algorithm: &str, file: &FileIn) -> Result<String, String> {
     }
 }
 
-/// OPA hashes what such a file says, not how it is written.
+/// Whether OPA hashes the content of such a file instead of its bytes.
 fn is_structured(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     [".manifest", "data.json", SIGNATURES].contains(&name)
 }
 
-/// JSON without white space, with the names of each object in order. Numbers stay as they are
-/// written. `None` for what is no JSON, or nested too deeply.
+/// Returns JSON without white space, with the names of each object in order. Numbers keep their
+/// form. `None` for text that is not JSON or is nested too deeply.
 fn canonical_json(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?;
     serde_json::from_str::<serde_json::Value>(text).ok()?;
     Rest(text).value()
 }
 
-/// What is left of a text that is known to be JSON.
+/// The rest of a text that is known to be JSON.
 struct Rest<'a>(&'a str);
 
 impl<'a> Rest<'a> {
@@ -283,7 +286,7 @@ impl<'a> Rest<'a> {
                 while self.item('{', '}')? {
                     let name = self.text()?;
                     self.take(':')?;
-                    // Of a name that is there twice the last one counts.
+                    // If a name occurs twice, the last one counts.
                     parts.insert(name, self.value()?);
                 }
                 let part =
@@ -308,7 +311,7 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// Takes what stands before an item. Returns whether there is one.
+    /// Takes what precedes an item. Returns whether there is one.
     fn item(&mut self, open: char, close: char) -> Option<bool> {
         match self.peek()? {
             c if c == open || c == ',' => {
@@ -349,7 +352,7 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// As Go's `encoding/json` writes it, which escapes the two line ends of Unicode as well.
+/// Writes a text like Go's `encoding/json`, which also escapes the two Unicode line separators.
 fn written(text: &str) -> Option<String> {
     let json = serde_json::to_string(text).ok()?;
     Some(json.replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029"))

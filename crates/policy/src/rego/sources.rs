@@ -13,15 +13,15 @@ use super::files::{FileIn, MAX_BYTES, MAX_FILES, bad};
 #[cfg(feature = "signatures")]
 use super::signature::BundleKey;
 
-/// How deep directories may be nested. A link that leads back ends here.
+/// The maximum depth of nested directories. It also ends loops of links.
 const MAX_DEPTH: usize = 32;
 
-/// Where a part of a policy comes from.
+/// The source of a part of a policy.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     /// A Rego or JSON file.
     File(PathBuf),
-    /// Every Rego file and `data.json` below it.
+    /// Every Rego file and every `data.json` in it.
     Directory(PathBuf),
     /// A bundle of OPA: a compressed archive.
     Bundle(PathBuf, Signed),
@@ -33,10 +33,10 @@ pub(super) enum Source {
     Data(String),
 }
 
-/// Where a policy and its data come from. Several sources make one policy.
+/// The sources of a policy and its data. Several sources make one policy.
 ///
-/// Files that end in `_test.rego` are tests: they are read by [`lint`](crate::lint) and
-/// [`run_tests`](crate::run_tests), and decide nothing.
+/// Files that end in `_test.rego` are tests: [`lint`](crate::lint) and
+/// [`run_tests`](crate::run_tests) read them, and they decide nothing.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct RegoSources {
@@ -54,21 +54,21 @@ impl RegoSources {
         self.with(Source::File(path.into()))
     }
 
-    /// Adds every `.rego` file and every `data.json` below a directory, as `opa run --bundle` reads
-    /// it: `orders/data.json` is `data.orders`. Hidden files are left out.
+    /// Adds every `.rego` file and every `data.json` in a directory tree, as `opa run --bundle`
+    /// reads it: `orders/data.json` is `data.orders`. Hidden files are left out.
     pub fn directory(self, path: impl Into<PathBuf>) -> Self {
         self.with(Source::Directory(path.into()))
     }
 
-    /// Adds a bundle that is not signed: a `.tar.gz` as `opa build` makes it. A signed one is
-    /// refused, and so are YAML, compiled policies and delta bundles.
+    /// Adds an unsigned bundle: a `.tar.gz` as `opa build` makes it. A signed one is refused, and
+    /// so are YAML, compiled policies and delta bundles.
     pub fn bundle(self, path: impl Into<PathBuf>) -> Self {
         self.with(Source::Bundle(path.into(), Signed::Not))
     }
 
-    /// Adds a bundle that is signed by one of these keys, as `opa sign` does. One that is not, and
-    /// one in which a file was changed, added or taken away, is refused. Times in the signature are
-    /// not looked at, as OPA does not: an older bundle that was signed is as good as a newer one.
+    /// Adds a bundle that is signed by one of these keys, as `opa sign` does. An unsigned bundle is
+    /// refused, and so is one in which a file was changed, added or removed. As in OPA, times in
+    /// the signature are ignored: an older signed bundle is as valid as a newer one.
     #[cfg(feature = "signatures")]
     #[cfg_attr(docsrs, doc(cfg(feature = "signatures")))]
     pub fn signed_bundle(
@@ -79,8 +79,8 @@ impl RegoSources {
         self.with(Source::Bundle(path.into(), Signed::By(keys.into_iter().collect())))
     }
 
-    /// Adds a bundle, signed or not, and does not look at its signature. Whoever can write the file
-    /// decides then. For a bundle that was verified before, or whose place is trusted.
+    /// Adds a bundle, signed or not, and ignores its signature. Anyone who can write the file then
+    /// decides. Use it for a bundle that was verified before, or whose location is trusted.
     pub fn unverified_bundle(self, path: impl Into<PathBuf>) -> Self {
         self.with(Source::Bundle(path.into(), Signed::Unverified))
     }
@@ -101,17 +101,17 @@ impl RegoSources {
     }
 }
 
-/// A policy as it was read.
+/// The content of a policy's sources.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Contents {
     /// Name and text of each Rego file, tests included.
     pub(super) modules: Vec<(String, String)>,
     pub(super) data: Map<String, Value>,
-    /// The revision of the bundle, if one names it.
+    /// The revision of the bundle, if it names one.
     pub(super) revision: Option<String>,
 }
 
-/// What tells that a file may have changed: path, length, times, and which file it is.
+/// What shows that a file may have changed: path, length, times, and the file's identity.
 pub(super) type Signature = Vec<(PathBuf, Option<(u64, SystemTime, u64)>)>;
 
 pub(super) fn is_test(name: &str) -> bool {
@@ -152,7 +152,7 @@ pub(super) fn read(sources: &[Source]) -> Result<Contents, Error> {
     Ok(contents)
 }
 
-/// The state of every file, to notice a change.
+/// Returns the state of every file, to notice a change.
 pub(super) fn signature(sources: &[Source]) -> Signature {
     let mut all = Signature::new();
     for source in sources {
@@ -203,9 +203,9 @@ fn read_file(path: &Path, total: &mut u64) -> Result<Vec<u8>, Error> {
     let name = path.display().to_string();
     let io = |error: std::io::Error| bad(&name, "cannot be read").with_source(error);
     let metadata = fs::metadata(path).map_err(io)?;
-    // A pipe or a device would be read for ever.
+    // Reading a pipe or a device would never end.
     if !metadata.is_file() {
-        return Err(bad(&name, "is no regular file"));
+        return Err(bad(&name, "is not a regular file"));
     }
     *total = total.saturating_add(metadata.len());
     if *total > MAX_BYTES {
@@ -244,13 +244,14 @@ fn walk(
     Ok(())
 }
 
-/// `data.json`, and what would be one in another notation.
+/// Whether it is `data.json`, or the same in another notation.
 fn is_document(path: &Path) -> bool {
     ["data.json", "data.yaml", "data.yml"].iter().any(|name| path.ends_with(name))
 }
 
 impl Contents {
-    /// Adds the files of a directory or a bundle. `data.json` stands where its directory is.
+    /// Adds the files of a directory or a bundle. The content of `data.json` goes where its
+    /// directory is.
     pub(super) fn add_tree(&mut self, root: &str, files: Vec<FileIn>) -> Result<(), Error> {
         for FileIn { path, bytes } in files {
             let name = format!("{root}/{path}");
@@ -277,14 +278,14 @@ impl Contents {
     }
 
     fn add_module(&mut self, name: String, bytes: Vec<u8>) -> Result<(), Error> {
-        let text = String::from_utf8(bytes).map_err(|_| bad(&name, "is no UTF-8"))?;
+        let text = String::from_utf8(bytes).map_err(|_| bad(&name, "is not UTF-8"))?;
         self.modules.push((name, text));
         Ok(())
     }
 
     fn add_data(&mut self, name: &str, place: &[&str], bytes: &[u8]) -> Result<(), Error> {
         let mut value: Value = serde_json::from_slice(bytes)
-            .map_err(|error| bad(name, "is no JSON").with_source(error))?;
+            .map_err(|error| bad(name, "is not JSON").with_source(error))?;
         for part in place.iter().rev() {
             value = Value::Object(Map::from_iter([((*part).to_owned(), value)]));
         }
@@ -309,7 +310,7 @@ fn merge(name: &str, into: &mut Map<String, Value>, from: Map<String, Value>) ->
 
 fn manifest_revision(name: &str, bytes: &[u8]) -> Result<Option<String>, Error> {
     let manifest: Value = serde_json::from_slice(bytes)
-        .map_err(|error| bad(name, "is no JSON").with_source(error))?;
+        .map_err(|error| bad(name, "is not JSON").with_source(error))?;
     if let Some(version) = manifest.get("rego_version")
         && version.as_u64() != Some(1)
     {

@@ -28,7 +28,7 @@ pub struct TestResult {
 /// test` does. A test passes if it is true. `package` is the one that decides.
 ///
 /// # Errors
-/// As [`RegoPolicyBuilder::build`](crate::RegoPolicyBuilder::build), and if there is no test.
+/// Those of [`RegoPolicyBuilder::build`](crate::RegoPolicyBuilder::build), and if there is no test.
 pub fn run_tests(sources: &RegoSources, package: &str) -> Result<Vec<TestResult>, Error> {
     let contents = sources::read(&sources.sources)?;
     let mut tests = BTreeSet::new();

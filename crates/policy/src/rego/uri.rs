@@ -29,9 +29,9 @@ impl RegoPolicy {
     /// [`Schemes::policy`](waxseal::domain::Schemes::policy).
     ///
     /// `rego:PATH` names a directory, a bundle (`.tar.gz`) or a file. Parameters are `package`,
-    /// `data` (a JSON file beside it), `watch` (`0s`: files are not watched) and `time-limit`. With
-    /// the feature `signatures` a bundle may have `signed-by`, the PEM file of the public key that
-    /// signs it, `algorithm` (`RS256`, `PS256` or `ES256`, by default the first) and `scope`.
+    /// `data` (an additional JSON file), `watch` (`0s`: files are not watched) and `time-limit`.
+    /// With the feature `signatures` a bundle may have `signed-by`, the PEM file of the public key
+    /// that signs it, `algorithm` (`RS256`, `PS256` or `ES256`, by default the first) and `scope`.
     ///
     /// ```
     /// use waxseal::domain::Schemes;

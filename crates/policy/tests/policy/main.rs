@@ -50,7 +50,7 @@ fn encrypt(envelope: &Envelope, caller: &Caller) -> Result<Vec<u8>, Error> {
         .map(|sealed| sealed.to_vec())
 }
 
-/// The reasons of a denial. Panics for whatever is none.
+/// The reasons of a denial. Panics for anything else.
 fn reasons<T>(result: Result<T, Error>) -> Vec<String> {
     let Err(error) = result else { panic!("it was allowed") };
     assert_eq!(error.kind(), ErrorKind::PolicyDenied, "{error}");

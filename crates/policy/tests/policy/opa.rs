@@ -131,7 +131,7 @@ fn an_outage_is_told_as_one() {
         let error = ask(&policy).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
     }
-    // A connection that ends before the answer is made anew, once.
+    // A connection that ends before the answer is made again, once.
     server.answer(Answer::Raw(Vec::new()));
     let before = server.requests().len();
     assert!(ask(&policy).is_err());
@@ -294,7 +294,7 @@ fn options_out_of_range_are_refused() {
     assert!(good().client_certificate("/nowhere.pem", "/nowhere.key").build().is_err());
 }
 
-/// It is called from whatever runtime, or from none, and may be given up at any time.
+/// It is called from any runtime, or from none, and may be abandoned at any time.
 #[test]
 fn a_question_that_is_given_up_leaves_its_turn() {
     let runtime = Runtime::new().unwrap();

@@ -292,7 +292,7 @@ fn theirs(answer: &Answer) -> Said {
             None => return Said::Allow(None),
             Some(seconds) => match seconds.as_f64() {
                 Some(seconds @ 0.0..) => return Said::Allow(Some(seconds.min(86_400.0))),
-                _ => reasons.push("valid_for_seconds is no number of seconds".into()),
+                _ => reasons.push("valid_for_seconds is not a number of seconds".into()),
             },
         },
         Some(Value::Bool(true)) => {
@@ -309,7 +309,7 @@ fn theirs(answer: &Answer) -> Said {
     denied(&Decision::deny(texts))
 }
 
-/// A number may be written as 1000, 1000.0 or 1e3. What is cut off is no JSON.
+/// A number may be written as 1000, 1000.0 or 1e3. What is cut off is not JSON.
 fn plain(reason: &str) -> String {
     fn same(value: Value) -> Value {
         match value {

@@ -154,7 +154,7 @@ fn a_wrong_certificate_is_a_denial_and_no_outage() {
         assert_eq!(error.kind(), ErrorKind::Misconfigured, "{shown:?}: {error}");
         let text = format!("{error}{:?}", error.cause().map(ToString::to_string));
         assert!(text.contains("certificate"), "{shown:?}: {text}");
-        // Also where an outage would let the last known decision serve.
+        // Even if an outage would let the last known decision serve.
         let options = PolicyOptions::default().last_known_for(Duration::from_secs(60));
         let kek = LocalKek::in_memory("kek").unwrap();
         let envelope = Envelope::builder().wrap_with(kek).policy(policy, options).build().unwrap();
@@ -229,7 +229,7 @@ fn what_breaks_on_the_way_is_an_outage_and_passes() {
     for fault in faults {
         proxy.set(fault.clone());
         match ask(&policy) {
-            // It was cut behind the end.
+            // It was cut after the end.
             Ok(decision) => {
                 assert!(
                     decision.is_allowed() && matches!(fault, Fault::Truncate(100..)),
@@ -243,7 +243,7 @@ fn what_breaks_on_the_way_is_an_outage_and_passes() {
         proxy.cut();
         assert_allows(&policy);
     }
-    // Both were met: what was cut, and what was cut behind its end.
+    // Both occurred: answers that were cut, and answers that were cut after their end.
     assert!((1..200).contains(&whole), "{whole}");
     let (slow, impatient) = (Duration::from_millis(30), {
         let _inside = runtime.enter();

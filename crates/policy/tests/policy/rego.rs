@@ -1,4 +1,4 @@
-//! Whatever is not a clear allow is a denial.
+//! Everything but a clear allow is a denial.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ fn what_is_not_true_is_a_denial() {
         ),
         (
             "allow if input.operation\n\nvalid_for_seconds := \"5\"",
-            "valid_for_seconds is no number of seconds",
+            "valid_for_seconds is not a number of seconds",
         ),
     ] {
         let envelope = rego(&format!("package waxseal\n\n{rule}\n"));
@@ -114,7 +114,10 @@ fn what_cannot_be_used_does_not_load() {
     assert!(error.to_string().contains("no source"), "{error}");
     for package in ["", "a.", "a b", "a[0]", "data.x; true", "1a"] {
         let built = RegoPolicy::builder(sources(HEAD)).package(package).build();
-        assert!(built.unwrap_err().to_string().contains("no name of a package"), "{package:?}");
+        assert!(
+            built.unwrap_err().to_string().contains("not the name of a package"),
+            "{package:?}"
+        );
     }
     for data in ["", "[]", "{", "{\"a\": }"] {
         assert!(RegoPolicy::builder(sources(HEAD).data(data)).build().is_err(), "{data}");

@@ -35,7 +35,7 @@ fn a_reload_drops_decisions_and_a_bad_one_changes_nothing() {
             .unwrap();
     assert!(handle.encrypt(waxseal::Aad::empty(), b"x").is_ok());
 
-    // What is the same is no other policy.
+    // Unchanged sources are not a new policy.
     assert!(!policy.reload().unwrap());
     assert_eq!(policy.generation(), generation);
 

@@ -298,12 +298,12 @@ fn an_argument_by_the_name_input_is_taken_here_and_not_by_opa() {
     );
 }
 
-/// As much stack as a thread has that nobody asked for more.
+/// The default stack of a thread.
 fn on_a_usual_thread<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {
-    // If the stack ends, the name is all that is told.
+    // If the stack ends, only the name is printed.
     let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(2 << 20);
     thread.spawn(work).unwrap().join().unwrap()
 }

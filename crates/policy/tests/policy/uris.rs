@@ -93,7 +93,7 @@ fn a_uri_names_an_opa_server_and_never_its_token() {
         ("opa:https://x?token=s3cr3t", "name a file with `token-file`"),
         ("opa:https://x?token-file=/no/such", "`token-file` cannot be read"),
         ("opa:https://x?client-certificate=/x", "go together"),
-        ("opa:https://x?max-in-flight=many", "`max-in-flight` is no number"),
+        ("opa:https://x?max-in-flight=many", "`max-in-flight` is not a number"),
         ("opa:https://x?max-in-flight=0", "max_in_flight: 1 to 4096"),
         ("opa:https://x?timeout=0s", "timeout: 1ms to 60s"),
         ("opa:https://x?ca-file=/no/such", "/no/such cannot be read"),
