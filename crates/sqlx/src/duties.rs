@@ -1,6 +1,7 @@
-//! The grants on a key store in PostgreSQL that separate the duties for the keys of a data domain.
+//! Generates PostgreSQL grants on a key store that separate the duties for the keys of a data
+//! domain.
 //!
-//! Holders of roles are roles of the database, by their names.
+//! Holders of roles are database roles, by their names.
 //!
 //! ```
 //! use waxseal::domain::DomainConfig;
@@ -26,8 +27,7 @@
 //! | auditor, key administrator | [`PostgresRole::Auditor`] |
 //! | break-glass | none; [`PostgresRole::Reader`] while it is enabled |
 //!
-//! The grants are on the whole store. Domains whose roles differ get a store each, or a schema
-//! each.
+//! The grants apply to the whole store. Domains whose roles differ need separate stores or schemas.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -45,12 +45,12 @@ pub struct PostgresGrants {
 }
 
 impl PostgresGrants {
-    /// Takes who has which role, by names of roles of the database, and the schema of the store, by
+    /// Takes the holders of each role, by names of database roles, and the schema of the store, by
     /// default `public`.
     ///
     /// # Errors
-    /// Misconfigured if a name has other characters than lower-case letters, digits and `_`, and
-    /// for a role such as `public` that means others.
+    /// Misconfigured if a name has characters other than lower-case letters, digits and `_`, and
+    /// for a role such as `public` that stands for others.
     pub fn new(duties: &Duties, schema: &str) -> Result<Self, StoreError> {
         check_schema(schema)?;
         for name in Role::ALL.into_iter().flat_map(|role| duties.holders(role)) {
@@ -59,14 +59,14 @@ impl PostgresGrants {
         Ok(Self { duties: duties.clone(), schema: schema.to_owned() })
     }
 
-    /// Returns the names of the roles of the database, each once.
+    /// Returns the names of the database roles, without duplicates.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let all = Role::ALL.into_iter().flat_map(|role| self.duties.holders(role));
         all.map(String::as_str).collect::<BTreeSet<_>>().into_iter()
     }
 
-    /// Returns the SQL that takes from everybody what nobody granted to him by name. The owner of
-    /// the tables runs it once, before the others.
+    /// Returns the SQL that removes everything that was not granted by name. The owner of the
+    /// tables runs it once, before the others.
     #[must_use]
     pub fn of_everybody(&self) -> String {
         let Self { schema, .. } = self;
@@ -78,8 +78,8 @@ impl PostgresGrants {
         )
     }
 
-    /// Returns the SQL that gives a role of the database what all its roles need, and takes the
-    /// rest away. That of break-glass gives nothing.
+    /// Returns the SQL that gives a database role what all its roles need, and removes the rest.
+    /// For break-glass it gives nothing.
     ///
     /// # Errors
     /// Misconfigured if the name has no role.
@@ -87,11 +87,11 @@ impl PostgresGrants {
         self.grants(name, false)
     }
 
-    /// Returns the SQL that lets break-glass read. Somebody else than its holder runs it, and the
-    /// [other one](Self::of) when the emergency is over, which ends running sessions' reading too.
+    /// Returns the SQL that lets break-glass read. Someone other than its holder must run it, and
+    /// the [normal SQL](Self::of) after the emergency, which also ends reading in running sessions.
     ///
     /// # Errors
-    /// Misconfigured if the name is not one of break-glass.
+    /// Misconfigured if the name is not a holder of break-glass.
     pub fn enabled_break_glass(&self, name: &str) -> Result<String, StoreError> {
         if !self.roles_of(name).contains(&Role::BreakGlass) {
             return Err(wrong(format!("{name:?} is not break-glass")));

@@ -1,9 +1,9 @@
 //! Connections that calls share.
 //!
-//! A connection whose call failed, was dropped or took too long is closed, not used again: what it
-//! still answers would be taken for the answer to the next call, and a server that does not answer
-//! would keep it for minutes. sqlx's own pool gives such a connection back, and tries again for as
-//! long as a caller waits where a server refuses at once, without saying why.
+//! A connection whose call failed, was dropped or took too long is closed and not reused: its late
+//! answer would be taken for the answer to the next call, and a server that does not answer would
+//! keep it for minutes. sqlx's own pool reuses such a connection, and if a server refuses at once,
+//! it retries without saying why for as long as a caller waits.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -18,9 +18,9 @@ use waxseal::kek::{KekError, KekErrorClass};
 use waxseal::store::{BoxFuture, StoreError, StoreErrorClass};
 use waxseal::{Error, ErrorKind};
 
-/// A connection that was used this recently is taken to be alive by a read.
+/// A read assumes that a connection used this recently is alive.
 const ALIVE: Duration = Duration::from_secs(1);
-/// Older connections are made anew, so that they spread over the servers that there are.
+/// Older connections are replaced, so that they spread over the available servers.
 const MAX_AGE: Duration = Duration::from_secs(1800);
 const MAX_IDLE: Duration = Duration::from_secs(300);
 
@@ -57,7 +57,7 @@ impl<C: Connector> fmt::Debug for Pool<C> {
     }
 }
 
-/// What a call does with its connection.
+/// The work of a call on its connection.
 pub(crate) type Work<'c, T> = BoxFuture<'c, Result<T, StoreError>>;
 
 impl<C: Connector> Pool<C> {
@@ -77,7 +77,7 @@ impl<C: Connector> Pool<C> {
     }
 
     /// Runs `work` on a connection of the pool, within the timeout. It runs once: the connection is
-    /// asked first whether it is alive.
+    /// checked for life first.
     pub(crate) async fn call<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl for<'c> FnOnce(&'c mut C::Connection) -> Work<'c, T> + Send + 'static,
@@ -90,9 +90,9 @@ impl<C: Connector> Pool<C> {
         .await
     }
 
-    /// As [`call`](Self::call), for work that changes nothing. A connection that was used just now
-    /// is not asked whether it is alive. If the work fails on it as unavailable, as after a restart
-    /// of the server, it runs once more, on a connection that answers.
+    /// Does the same as [`call`](Self::call), for work that changes nothing. A recently used
+    /// connection is not checked for life. If the work fails on it as unavailable, such as after a
+    /// restart of the server, it runs once more, on a connection that was checked.
     pub(crate) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl for<'c> Fn(&'c mut C::Connection) -> Work<'c, T> + Send + Sync + 'static,
@@ -112,7 +112,7 @@ impl<C: Connector> Pool<C> {
         .await
     }
 
-    /// Runs `work` where the driver finds its runtime, whoever polls this future.
+    /// Runs `work` on a runtime that suits the driver, wherever this future is polled.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         timeout: Duration,
@@ -135,7 +135,7 @@ impl<C: Connector> Pool<C> {
             .await
             .map_err(|_| StoreError::unavailable("the store is closed"))?;
         while let Some(mut idle) = self.take_idle() {
-            // A server that has gone without a word must not cost the whole timeout.
+            // A server that vanished silently must not cost the whole timeout.
             let answers = self.connector.is_the_database()
                 || idle.used.elapsed() < trusted
                 || tokio::time::timeout(self.timeout / 4, idle.connection.ping())
@@ -166,11 +166,11 @@ impl<C: Connector> Pool<C> {
     }
 }
 
-/// The spawner speaks of providers.
+/// The spawner's errors speak of providers.
 fn not_run(error: &KekError) -> StoreError {
     match error.class() {
         KekErrorClass::Misconfigured => StoreError::misconfigured(
-            "the process forked since the store was made: make it anew in the child",
+            "the process forked since the store was made: make it again in the child",
         ),
         _ => StoreError::unavailable(
             "the tokio runtime in which the store was made has ended, or nothing drives it",
@@ -205,7 +205,7 @@ impl<C: Connector> Lease<C> {
         let Some(idle) = self.connection.as_mut() else {
             return Err(StoreError::unavailable("no connection"));
         };
-        // Until the work has ended well: it may be dropped in the middle.
+        // Until the work has succeeded, since it may be dropped in the middle.
         self.is_unharmed = false;
         let result = work(&mut idle.connection).await;
         self.is_unharmed = result.is_ok();

@@ -1,4 +1,4 @@
-//! Rows as columns, and the steps that both databases take in the same way.
+//! Rows as columns, and the steps that are the same in both databases.
 #![forbid(unsafe_code)]
 
 use waxseal::store::{BranchId, BranchPlace, RowId, ScanCursor, ScanPage, StoreError, StoredRow};
@@ -9,13 +9,13 @@ pub(crate) struct Versions {
     pub(crate) newest: i64,
 }
 
-/// The most rows of a page. One may have 74 kB.
+/// The maximum number of rows of a page. One may have 74 kB.
 const MOST_ROWS: usize = 500;
 
 /// The columns of a row, in the order in which every query names them.
 pub(crate) type Columns = (Vec<u8>, Option<Vec<u8>>, Option<i64>, Option<i64>, Vec<u8>);
 
-/// Makes a row of its columns.
+/// Makes a row from its columns.
 pub(crate) fn row_of(columns: Columns) -> Result<StoredRow, StoreError> {
     let (id, branch, period, epoch, bytes) = columns;
     let id = <[u8; RowId::LEN]>::try_from(id).map_err(|_| damaged("row_id"))?;
@@ -38,7 +38,7 @@ fn damaged(column: &str) -> StoreError {
     .about_one_row()
 }
 
-/// The place as columns.
+/// Returns the place as columns.
 pub(crate) fn place_of(row: &StoredRow) -> (Option<Vec<u8>>, Option<i64>, Option<i64>) {
     let place = row.place();
     (
@@ -48,15 +48,15 @@ pub(crate) fn place_of(row: &StoredRow) -> (Option<Vec<u8>>, Option<i64>, Option
     )
 }
 
-/// Returns whether a replacement may be asked of the database at all.
+/// Returns whether the database may be asked for a replacement at all.
 pub(crate) fn may_replace(old: &StoredRow, new: &StoredRow) -> bool {
     !old.is_tombstone() && old.id() == new.id() && old.place() == new.place()
 }
 
-/// Where a scan begins, and how many rows it asks for.
+/// The start of a scan, and its number of rows.
 #[derive(Clone)]
 pub(crate) struct From {
-    /// The last id of the page before. Ids are never empty.
+    /// The last id of the previous page. Ids are never empty.
     pub(crate) after: Vec<u8>,
     pub(crate) limit: usize,
 }
@@ -83,13 +83,13 @@ impl From {
     }
 }
 
-/// What an erasure has to write: of each live row its id and its tombstone.
+/// Returns what an erasure has to write: the id and the tombstone of each live row.
 pub(crate) fn tombstones_of(rows: &[StoredRow]) -> Vec<StoredRow> {
     rows.iter().filter(|row| !row.is_tombstone()).map(StoredRow::tombstone).collect()
 }
 
 impl Versions {
-    /// The error for a schema of another version.
+    /// Returns the error for a schema of another version.
     pub(crate) fn check(&self, found: Option<i64>) -> Result<(), StoreError> {
         let Self { oldest, newest } = self;
         match found {

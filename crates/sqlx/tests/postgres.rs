@@ -239,7 +239,7 @@ async fn a_hostile_search_path_undoes_no_erasure_once_the_schema_is_migrated() {
     let said = server.refused(&undo_by_search_path(&after));
     assert!(said.contains("never changed"), "{said}");
     assert!(owner.get(after.id()).await.unwrap().unwrap().is_tombstone());
-    // Connections from before the migration go on.
+    // Connections from before the migration stay in use.
     assert_eq!(owner.warning(), None, "whoever migrated knows it at once");
     assert!(eraser.warning().is_some(), "nobody looked");
     eraser.health().await.unwrap();
@@ -361,7 +361,7 @@ async fn each_role_can_do_what_it_needs_and_nothing_else() {
         assert!(PostgresRole::Reader.grants("public", name).is_err(), "{name}");
         assert!(PostgresRole::Reader.grants(name, "reader").is_err(), "{name}");
     }
-    // They mean everybody, or whoever runs the statement.
+    // They mean everybody, or the role that runs the statement.
     for name in ["public", "current_user", "pg_monitor"] {
         assert!(PostgresRole::Reader.grants("public", name).is_err(), "{name}");
     }

@@ -37,7 +37,7 @@ impl Subject for InAFile {
         spawn_all(tasks)
     }
 
-    /// What a crash leaves is tested by a process that is killed. Here the file is opened anew.
+    /// What a crash leaves is tested by a process that is killed. Here the file is opened again.
     fn crash(&self) -> BoxFuture<'_, Step> {
         Box::pin(async {
             let opened = [open(&self.path).await, open(&self.path).await];

@@ -1,4 +1,4 @@
-//! One connection: where to, with which login, and what has to hold before it is used.
+//! One connection: its target, its login, and its checks before use.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -17,7 +17,7 @@ use super::errors::classified;
 use super::options::{Password, PostgresOptions};
 use crate::pool::Connector;
 
-/// What a URL may say. A name that is passed over might be a misspelt `sslmode`.
+/// The allowed parameters of a URL. An ignored name might be a misspelt `sslmode`.
 const PARAMETERS: [&str; 14] = [
     "application_name",
     "dbname",
@@ -87,8 +87,8 @@ impl Connect {
         })
     }
 
-    /// Learns the version of the schema, which the crate can serve. Where that is an earlier one,
-    /// the log has it once.
+    /// Records the version of the schema, which the crate can serve. An earlier version is logged
+    /// once.
     pub(super) fn saw(&self, version: Option<i64>) {
         let is_outdated = version != Some(VERSIONS.newest);
         if !self.is_outdated.swap(is_outdated, Ordering::Relaxed) && is_outdated {
@@ -103,7 +103,7 @@ impl Connect {
         self.is_outdated.load(Ordering::Relaxed)
     }
 
-    /// Connects to a primary, with the session as every statement expects it.
+    /// Connects to a primary, with the session settings that every statement expects.
     pub(super) async fn open(&self, timeout: Duration) -> Result<PgConnection, StoreError> {
         let options = match &self.password {
             Password::OfUrl => self.options.clone(),
@@ -117,8 +117,8 @@ impl Connect {
             }
         };
         let mut connection = PgConnection::connect_with(&options).await.map_err(classified)?;
-        // The server ends what its client gave up; a `synchronous_commit` that loses rows is not
-        // taken over, and any stricter one is.
+        // The server ends what its client abandoned. A `synchronous_commit` that loses rows is
+        // overridden, and any stricter one is kept.
         let (is_standby, ..): (bool, String, String, String, String) = sqlx::query_as(
             "SELECT pg_is_in_recovery(), set_config('search_path', $1, false), \
              set_config('statement_timeout', $2, false), \
@@ -150,11 +150,11 @@ impl Connector for Connect {
     }
 }
 
-/// What is wrong with version 1, and what to do.
+/// What is wrong with version 1, and what to do about it.
 pub(super) const OUTDATED: &str = "the schema has version 1, in which a role that may erase and may \
      make a schema of its own can undo an erasure: run `migrate` with the role that owns the tables";
 
-/// Unavailable: after a failover the primary is elsewhere, and it will be found there.
+/// Unavailable: after a failover the primary is elsewhere, and will be found there.
 pub(super) fn standby() -> StoreError {
     StoreError::unavailable("the server is a standby, whose rows may be old: the primary is needed")
 }
@@ -163,8 +163,8 @@ pub(crate) fn wrong(text: impl Into<std::borrow::Cow<'static, str>>) -> StoreErr
     StoreError::misconfigured(text)
 }
 
-/// The driver takes any scheme, and passes over names that it does not know. Returns whether the
-/// URL or the environment says how TLS is used.
+/// The driver accepts any scheme, and ignores names that it does not know. Returns whether the URL
+/// or the environment says how TLS is used.
 fn check_url(url: &str) -> Result<bool, StoreError> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(wrong("the URL has to begin with postgres:// or postgresql://"));
@@ -182,7 +182,7 @@ fn check_url(url: &str) -> Result<bool, StoreError> {
     Ok(says_ssl_mode)
 }
 
-/// Whether what is sent stays on this machine.
+/// Whether everything sent stays on this machine.
 fn is_local(options: &PgConnectOptions) -> bool {
     let host = options.get_host();
     let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
@@ -192,7 +192,7 @@ fn is_local(options: &PgConnectOptions) -> bool {
         || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// Names that need no quotes, so that no quoting can go wrong.
+/// Checks a name that needs no quotes, so that no quoting can go wrong.
 pub(crate) fn check_schema(schema: &str) -> Result<(), StoreError> {
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let begins = schema.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');

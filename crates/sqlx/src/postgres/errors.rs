@@ -1,5 +1,5 @@
-//! What the failures of PostgreSQL mean. Nothing of the driver's errors is kept but the server's
-//! own message: its details quote values, and configuration errors may quote the URL.
+//! What the failures of PostgreSQL mean. Only the server's own message is kept of the driver's
+//! errors: its details quote values, and configuration errors may quote the URL.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -35,7 +35,7 @@ pub(super) fn classified(error: Error) -> StoreError {
 
 fn of_io(error: &io::Error) -> StoreError {
     match error.kind() {
-        // What TLS says about a certificate arrives as this.
+        // TLS reports certificate errors this way.
         io::ErrorKind::InvalidData => StoreError::misconfigured(format!("TLS: {error}")),
         io::ErrorKind::PermissionDenied => {
             StoreError::misconfigured(format!("cannot connect: {error}"))
@@ -50,7 +50,7 @@ fn of_server(code: &str, message: &str) -> StoreError {
     match code {
         "53300" => StoreError::throttled(text),
         "42P01" | "3F000" => StoreError::misconfigured(format!("{text}: run `migrate`")),
-        // A standby, or a primary that is to become one.
+        // A standby, or a primary that is still starting.
         "25006" => StoreError::unavailable(text),
         _ => match code.get(..2) {
             // Login, database, syntax and permission; data and constraints, which only a changed

@@ -10,10 +10,10 @@ use super::VERSIONS;
 use super::connect::Connect;
 use super::errors::classified;
 
-/// Twenty processes at once wait for each other.
+/// Twenty concurrent processes wait for each other.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What brings a schema from each version to the next. Each names its version at its end.
+/// The migration from each version to the next. Each sets its version at its end.
 const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema_2.sql")];
 
 /// The lock under which a schema is changed: `waxseal` as a number.
@@ -51,7 +51,7 @@ pub(super) async fn run(connect: &Connect) -> Result<(), StoreError> {
     transaction.commit().await.map_err(classified)
 }
 
-/// Returns the version of the schema, or `None` where there is none.
+/// Returns the version of the schema, or `None` if there is none.
 async fn version(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {
     let exists: bool = sqlx::query_scalar("SELECT to_regclass('waxseal_schema') IS NOT NULL")
         .fetch_one(&mut *connection)

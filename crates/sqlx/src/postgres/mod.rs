@@ -28,13 +28,13 @@ use crate::rows::{Columns, From, Versions, may_replace, place_of, row_of, tombst
 use connect::Connect;
 use errors::classified;
 
-/// Services need nothing of version 2, so they go on with version 1 until an operator migrates.
+/// Services need nothing of version 2, so they work with version 1 until an operator migrates.
 const VERSIONS: Versions = Versions { oldest: 1, newest: 2 };
 
-/// A [`KeyStore`] in a PostgreSQL database. A clone is the same store.
+/// A [`KeyStore`] in a PostgreSQL database. Clones are handles to the same store.
 ///
-/// An operator makes the tables once, with [`migrate`](Self::migrate) or from a deployment. A
-/// service then needs only the grants of its [`PostgresRole`].
+/// An operator creates the tables once, with [`migrate`](Self::migrate) or in a deployment. After
+/// that a service needs only the grants of its [`PostgresRole`].
 ///
 /// ```no_run
 /// use waxseal_sqlx::{PostgresKeyStore, PostgresOptions};
@@ -53,11 +53,11 @@ pub struct PostgresKeyStore {
 }
 
 impl PostgresKeyStore {
-    /// Makes the store. It asks no server: the first call connects. Call it within a tokio runtime
-    /// that has IO and timers.
+    /// Makes the store. It contacts no server: the first call connects. Call it within a tokio
+    /// runtime that has IO and timers.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] if the options are wrong, and outside of such a runtime.
+    /// [`ErrorKind::InvalidOption`] if the options are wrong, and outside such a runtime.
     pub fn new(options: PostgresOptions) -> Result<Self, Error> {
         let name = options.name.as_str().into();
         let (most, timeout) = (options.max_connections, options.timeout);
@@ -66,13 +66,13 @@ impl PostgresKeyStore {
         Ok(Self { name, pool })
     }
 
-    /// Brings the schema to the version that this crate knows. Any number of processes may do so at
-    /// once: one makes the tables, and the others find them.
+    /// Brings the schema to the version that this crate knows. Any number of processes may call it
+    /// concurrently: one creates the tables, and the others find them.
     ///
-    /// It needs leave to create tables, which a service's own role should not have.
+    /// It needs permission to create tables, which a service's own role should not have.
     ///
     /// # Errors
-    /// As any call, and misconfigured if the schema is newer.
+    /// Those of any call, and misconfigured if the schema is newer.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let pool = self.pool.clone();
         let migrating = async move {
@@ -100,12 +100,12 @@ const OF_BRANCH: &str = "SELECT row_id, branch, period, epoch, row FROM waxseal_
                          WHERE branch = $1 AND period >= $2 ORDER BY period, epoch";
 const PAGE: &str = "SELECT row_id, branch, period, epoch, row FROM waxseal_keys \
                     WHERE row_id > $1 ORDER BY row_id LIMIT $2";
-/// In one order, so that two erasures do not wait for each other.
+/// In a fixed order, so that two erasures do not deadlock.
 const LOCK_BRANCH: &str = "SELECT row_id, branch, period, epoch, row FROM waxseal_keys \
                            WHERE branch = $1 ORDER BY row_id FOR UPDATE";
 const INSERT: &str = "INSERT INTO waxseal_keys (row_id, branch, period, epoch, row) \
                       VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
-// A column of its own for those who may erase: see roles.rs.
+// A separate column for roles that may erase: see roles.rs.
 const INSERT_TOMBSTONE: &str = "INSERT INTO waxseal_keys (row_id, branch, period, epoch, row, erased_at) \
      VALUES ($1, $2, $3, $4, $5, now()) ON CONFLICT DO NOTHING";
 const REPLACE: &str = "UPDATE waxseal_keys SET row = $6, changed_at = now() \
@@ -155,7 +155,7 @@ async fn insert(connection: &mut PgConnection, row: StoredRow) -> Result<Inserti
     if done.rows_affected() > 0 {
         return Ok(Insertion::Inserted);
     }
-    // A row that is in the way is committed, and no row is ever deleted.
+    // A conflicting row is committed, and no row is ever deleted.
     let found = find(connection, &row).await?;
     found.map(Insertion::Exists).ok_or_else(|| {
         StoreError::misconfigured(
@@ -212,7 +212,7 @@ async fn erase(connection: &mut PgConnection, branch: Vec<u8>) -> Result<Erasure
     };
     let (expected, total) = (u64::try_from(tombstones.len()), u64::try_from(all.len()));
     if expected != Ok(erased) {
-        // Row-level security, or a rule, leaves out rows without a word.
+        // Row-level security, or a rule, silently leaves out rows.
         return Err(StoreError::misconfigured("not all rows of the branch could be erased"));
     }
     transaction.commit().await.map_err(classified)?;
@@ -306,7 +306,7 @@ impl KeyStore for PostgresKeyStore {
         }))
     }
 
-    /// That the schema is of an earlier version.
+    /// Warns that the schema is of an earlier version.
     fn warning(&self) -> Option<Box<str>> {
         self.pool.connector().is_outdated().then(|| connect::OUTDATED.into())
     }

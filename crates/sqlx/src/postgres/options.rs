@@ -1,4 +1,4 @@
-//! How the store is reached.
+//! The options of a store.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -21,13 +21,13 @@ pub struct PostgresOptions {
 
 #[derive(Clone)]
 pub(super) enum Password {
-    /// Of the URL, the environment or the password file of libpq, or none.
+    /// From the URL, the environment or libpq's password file, or none.
     OfUrl,
     Text(SecretText),
     File(PathBuf),
 }
 
-/// Wiped when it is dropped, and shown by nothing.
+/// Wiped on drop, and never shown.
 pub(super) struct SecretText(Zeroizing<String>);
 
 impl SecretText {
@@ -47,11 +47,11 @@ impl Clone for SecretText {
 }
 
 impl PostgresOptions {
-    /// Takes a URL as libpq reads it: `postgres://USER@HOST:PORT/DATABASE?sslmode=…`. What it does
-    /// not say comes from the variables `PG…` of the environment.
+    /// Takes a URL as libpq reads it: `postgres://USER@HOST:PORT/DATABASE?sslmode=…`. Anything that
+    /// it leaves out comes from the environment variables `PG…`.
     ///
-    /// To another machine the default is `sslmode=verify-full`, against the roots of Mozilla and
-    /// those in the file `sslrootcert`. Anything less has to be said.
+    /// To another machine the default is `sslmode=verify-full`, against Mozilla's root certificates
+    /// and those in the file `sslrootcert`. Anything weaker must be set explicitly.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -64,15 +64,15 @@ impl PostgresOptions {
         }
     }
 
-    /// Sets the password, which then need not stand in the URL.
+    /// Sets the password, which then need not be in the URL.
     #[must_use]
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.password = Password::Text(SecretText::new(password));
         self
     }
 
-    /// Sets the file that has the password. It is read for each new connection, so a password that
-    /// is rotated there is found.
+    /// Sets the file that has the password. It is read for each new connection, so a rotated
+    /// password is noticed.
     #[must_use]
     pub fn password_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.password = Password::File(path.into());
@@ -86,23 +86,22 @@ impl PostgresOptions {
         self
     }
 
-    /// Sets the schema in which the tables are. By default `public`. Objects of other schemas are
-    /// not seen.
+    /// Sets the schema of the tables. By default `public`. Objects of other schemas are not seen.
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = schema.into();
         self
     }
 
-    /// Sets how many connections there are at most. By default 8. Calls wait for one.
+    /// Sets the maximum number of connections. By default 8. Calls wait for one.
     #[must_use]
     pub fn max_connections(mut self, most: usize) -> Self {
         self.max_connections = most;
         self
     }
 
-    /// Sets how long a call may take, with its wait for a connection. By default 5 seconds. The
-    /// server ends a statement after it too.
+    /// Sets how long a call may take, including its wait for a connection. By default 5 seconds.
+    /// The server also ends a statement after that time.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

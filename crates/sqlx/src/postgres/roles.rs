@@ -1,11 +1,11 @@
-//! The least that a role needs.
+//! The least privileges of each role.
 #![forbid(unsafe_code)]
 
 use waxseal::store::StoreError;
 
 use super::connect::{check_schema, wrong};
 
-/// What a role of the database does with the key store.
+/// What a database role may do with the key store.
 ///
 /// | | see what rows there are | read | insert | replace live rows | make tombstones |
 /// |---|---|---|---|---|---|
@@ -15,9 +15,9 @@ use super::connect::{check_schema, wrong};
 /// | [`Rewrapper`](Self::Rewrapper) | yes | yes | | yes | |
 /// | [`Eraser`](Self::Eraser) | yes | yes | | yes | yes |
 ///
-/// The grants are of columns. `erased_at` has to be set together with a tombstone, so who may not
-/// write that column cannot erase. What PostgreSQL cannot tell apart is a row that was rewrapped
-/// and one that was spoilt: who may replace a row can make it useless.
+/// The grants are column privileges. `erased_at` must be set together with a tombstone, so a role
+/// that may not write that column cannot erase. PostgreSQL cannot distinguish a rewrapped row from
+/// a corrupted one: a role that may replace a row can make it useless.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum PostgresRole {
@@ -29,17 +29,17 @@ pub enum PostgresRole {
     Rewrapper,
     /// The job that erases branches.
     Eraser,
-    /// Who sees which keys there are and when they changed, and no wrapped key or context.
+    /// An auditor: sees which keys exist and when they changed, but no wrapped key or context.
     Auditor,
 }
 
 impl PostgresRole {
-    /// Returns the SQL that gives a role of the database what it needs, and nothing else. `schema`
-    /// is that of the options, by default `public`.
+    /// Returns the SQL that gives a database role exactly what it needs. `schema` is that of the
+    /// options, by default `public`.
     ///
     /// # Errors
-    /// Misconfigured if a name has other characters than lower-case letters, digits and `_`, and
-    /// for a role such as `public` that means others.
+    /// Misconfigured if a name has characters other than lower-case letters, digits and `_`, and
+    /// for a role such as `public` that stands for others.
     pub fn grants(self, schema: &str, role: &str) -> Result<String, StoreError> {
         check_schema(schema)?;
         check_role(role)?;
@@ -54,7 +54,7 @@ impl PostgresRole {
         Ok(sql)
     }
 
-    /// On the table of the keys.
+    /// Returns the privileges on the table of keys.
     fn privileges(self) -> Vec<&'static str> {
         let more = match self {
             Self::Auditor => {
@@ -72,14 +72,14 @@ impl PostgresRole {
     }
 }
 
-/// Also refuses what means somebody else in `GRANT … TO`, everybody for example, and the predefined
+/// Also refuses names with a special meaning in `GRANT … TO`, such as everybody, and the predefined
 /// roles.
 pub(crate) fn check_role(role: &str) -> Result<(), StoreError> {
     check_schema(role)?;
     let means_others =
         ["current_role", "current_user", "none", "public", "session_user", "user"].contains(&role);
     if means_others || role.starts_with("pg_") {
-        return Err(wrong(format!("{role:?} is no role of its own")));
+        return Err(wrong(format!("{role:?} is not a role that can be granted to")));
     }
     Ok(())
 }

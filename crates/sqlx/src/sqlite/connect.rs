@@ -18,10 +18,10 @@ const SCHEMA: &str = include_str!("schema.sql");
 pub(super) const VERSIONS: Versions = Versions { oldest: 1, newest: 1 };
 
 pub(super) struct Connect {
-    /// `None`: in memory.
+    /// `None` for a database in memory.
     path: Option<PathBuf>,
     busy_timeout: Duration,
-    /// The file that was opened first, if the system tells files apart.
+    /// The file that was opened first, if the system can identify files.
     file: OnceLock<Option<FileId>>,
 }
 
@@ -55,7 +55,7 @@ impl Connect {
         Self { path: None, busy_timeout: Duration::ZERO, file: OnceLock::new() }
     }
 
-    /// Names the file in an error of opening it.
+    /// Adds the file to an error of opening it.
     pub(super) fn of_file(&self, error: StoreError) -> StoreError {
         let Some(path) = &self.path else { return error };
         let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
@@ -75,8 +75,8 @@ impl Connect {
         let _ = self.file.set(self.path.as_deref().and_then(file_id));
     }
 
-    /// Refuses to go on if the file was removed or replaced since: what is written into a file
-    /// without a name is lost with the process.
+    /// Fails if the file was removed or replaced since: writes to a file without a name are lost
+    /// with the process.
     pub(super) fn check_in_place(&self) -> Result<(), StoreError> {
         let (Some(path), Some(Some(opened))) = (&self.path, self.file.get()) else { return Ok(()) };
         if file_id(path) == Some(*opened) {
@@ -84,7 +84,7 @@ impl Connect {
         }
         let path = path.display();
         Err(StoreError::misconfigured(format!(
-            "{path} was removed or replaced since it was opened: put it back, or open the store anew"
+            "{path} was removed or replaced since it was opened: put it back, or open the store again"
         )))
     }
 }
@@ -110,13 +110,14 @@ impl Connector for Connect {
     }
 }
 
-/// Brings the schema to the version that this crate knows. Others may do so at the same time.
+/// Brings the schema to the version that this crate knows. Other processes may do so at the same
+/// time.
 pub(super) async fn migrate(
     connection: &mut SqliteConnection,
     busy_timeout: Duration,
 ) -> Result<(), StoreError> {
     let began = Instant::now();
-    // The change to WAL does not wait for locks as other statements do.
+    // The change to WAL does not wait for locks like other statements.
     while let Err(error) = turn_wal_on(connection).await {
         if error.class() != StoreErrorClass::Unavailable || began.elapsed() > busy_timeout {
             return Err(error);
@@ -145,7 +146,7 @@ async fn turn_wal_on(connection: &mut SqliteConnection) -> Result<(), StoreError
     }
 }
 
-/// Returns the version of the schema, or `None` where there is none.
+/// Returns the version of the schema, or `None` if there is none.
 async fn version(connection: &mut SqliteConnection) -> Result<Option<i64>, sqlx::Error> {
     let tables: i64 =
         sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'waxseal_schema'")

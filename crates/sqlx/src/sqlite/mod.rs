@@ -53,15 +53,15 @@ impl SqliteOptions {
         self
     }
 
-    /// Sets how long a call waits for another that writes, of this process or another. By default 5
-    /// seconds. After it the call fails as unavailable.
+    /// Sets how long a call waits for another writer, in this process or another. By default 5
+    /// seconds. After that the call fails as unavailable.
     #[must_use]
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.busy_timeout = timeout;
         self
     }
 
-    /// Sets how many connections there are at most, each with a thread. By default 4.
+    /// Sets the maximum number of connections, each with a thread. By default 4.
     #[must_use]
     pub fn max_connections(mut self, most: usize) -> Self {
         self.max_connections = most;
@@ -69,15 +69,16 @@ impl SqliteOptions {
     }
 }
 
-/// A [`KeyStore`] in a file, for one machine. A clone is the same store.
+/// A [`KeyStore`] in a file, for one machine. Clones are handles to the same store.
 ///
 /// Several processes may use the file at once. It is in WAL mode and every commit is synced: a row
-/// whose insertion returned survives a loss of power, as far as the disk keeps its word. Do not put
-/// it on a network file system, where WAL does not work.
+/// whose insertion returned survives a loss of power, provided that the disk honours syncs. Do not
+/// put it on a network file system, where WAL does not work.
 ///
-/// A file that was removed or replaced while it is open is refused by everything that writes and by
-/// [`health`](KeyStore::health), as misconfigured: the rows would be lost with the process. Reads
-/// go on in the old file. Not on Windows, where the system keeps an open file from being removed.
+/// If the file is removed or replaced while it is open, everything that writes, and
+/// [`health`](KeyStore::health), fails as misconfigured, since the rows would be lost with the
+/// process. Reads continue in the old file. This does not apply to Windows, where the system keeps
+/// an open file from being removed.
 ///
 /// ```
 /// use waxseal::store::KeyStore;
@@ -96,21 +97,21 @@ pub struct SqliteKeyStore {
 }
 
 impl SqliteKeyStore {
-    /// Opens a file, which is made if there is none, and brings its schema to the version that this
-    /// crate knows. Call it within a tokio runtime that has IO and timers.
+    /// Opens a file, creating it if missing, and brings its schema to the version that this crate
+    /// knows. Call it within a tokio runtime that has IO and timers.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] outside of such a runtime. [`ErrorKind::Misconfigured`] if the
-    /// file cannot be opened, is no database, or has a newer schema. [`ErrorKind::Unavailable`] if
-    /// another process keeps it locked.
+    /// [`ErrorKind::InvalidOption`] outside such a runtime. [`ErrorKind::Misconfigured`] if the
+    /// file cannot be opened, is not a database, or has a newer schema. [`ErrorKind::Unavailable`]
+    /// if another process keeps it locked.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
         Self::open_with(path, SqliteOptions::new()).await
     }
 
-    /// The same with options.
+    /// Opens a file with options, like [`open`](Self::open).
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Those of [`open`](Self::open).
     pub async fn open_with(
         path: impl Into<PathBuf>,
         options: SqliteOptions,
@@ -119,16 +120,16 @@ impl SqliteKeyStore {
         Self::with(connect, options).await
     }
 
-    /// Opens the file of a URI, as [`open_with`](Self::open_with): `sqlite:PATH`, with the
+    /// Opens the file of a URI, like [`open_with`](Self::open_with): `sqlite:PATH`, with the
     /// parameters `store-name`, `busy-timeout` and `max-connections`, which are [`SqliteOptions`].
     /// The path is relative in `sqlite:keys.db`, and absolute in `sqlite:/keys.db` and
     /// `sqlite:///keys.db`. In a configuration of data domains it is the scheme `sqlite` of
     /// [`Schemes::store`](waxseal::domain::Schemes::store).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] for another URI, and as [`open`](Self::open).
-    /// `sqlite://keys.db` is refused: some take it for a file in the working directory, others for
-    /// one in the root directory.
+    /// [`ErrorKind::InvalidOption`] for another URI, and those of [`open`](Self::open).
+    /// `sqlite://keys.db` is refused, because some read it as relative to the working directory and
+    /// others as absolute.
     pub async fn from_uri(uri: String) -> Result<Self, Error> {
         let (path, options) = of_uri(&uri)?;
         Self::open_with(path, options).await
@@ -137,14 +138,14 @@ impl SqliteKeyStore {
     /// Makes an empty database in memory, which ends with the last clone: for tests.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Those of [`open`](Self::open).
     pub async fn in_memory() -> Result<Self, Error> {
         let options = SqliteOptions::new().max_connections(1);
         Self::with(Connect::memory(), options).await
     }
 
     async fn with(connect: Connect, options: SqliteOptions) -> Result<Self, Error> {
-        // SQLite itself waits for locks. This ends what waits for a disk or for a connection.
+        // SQLite itself waits for locks. This ends waits for a disk or for a connection.
         let timeout = options.busy_timeout.saturating_add(Duration::from_secs(10));
         let pool = Pool::new(connect, options.max_connections, timeout)?;
         let busy = options.busy_timeout;
@@ -154,7 +155,7 @@ impl SqliteKeyStore {
         Ok(Self { name: options.name.into(), pool })
     }
 
-    /// Does `call`, if the file is where it was before and after it.
+    /// Runs `call`, if the file is in place before and after it.
     fn in_place<'s, T: Send + 's>(
         &'s self,
         call: impl Future<Output = Result<T, StoreError>> + Send + 's,
@@ -253,7 +254,7 @@ async fn insert(
     if done.rows_affected() > 0 {
         return Ok(Insertion::Inserted);
     }
-    // A row that is in the way is committed, and no row is ever deleted.
+    // A conflicting row is committed, and no row is ever deleted.
     let found = find(connection, &row).await?;
     found.map(Insertion::Exists).ok_or_else(|| {
         StoreError::misconfigured(
@@ -293,7 +294,7 @@ fn rows(found: Vec<Columns>) -> Result<Vec<StoredRow>, StoreError> {
 }
 
 async fn erase(connection: &mut SqliteConnection, branch: Vec<u8>) -> Result<Erasure, StoreError> {
-    // At once for writing: a reader that became a writer would be refused.
+    // Opened for writing at once: a reader that becomes a writer would be refused.
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(classified)?;
     let query = sqlx::query_as(OF_BRANCH).bind(branch).bind(i64::MIN);
     let found: Vec<Columns> = query.fetch_all(&mut *transaction).await.map_err(classified)?;

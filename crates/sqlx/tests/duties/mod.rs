@@ -94,7 +94,7 @@ async fn break_glass_reads_while_it_is_enabled_and_no_longer() {
     let store = store(&server, "glass");
     for (sql, reads) in [(&disabled, false), (&enabled, true), (&disabled, false)] {
         server.sql_in_keys(sql);
-        // The same connection goes on.
+        // The same connection stays in use.
         assert_eq!(abilities(&store, &owner).await, [reads, false, false, false, false, false]);
     }
     assert!(grants.enabled_break_glass("reader").is_err());
