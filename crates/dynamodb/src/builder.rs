@@ -1,4 +1,4 @@
-//! How a store is set up.
+//! The options of a store.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -19,7 +19,7 @@ use crate::table::Table;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(300);
-/// Of three tries, each has time.
+/// Each of three tries has enough time.
 const TRIES: u32 = 3;
 const NO_ROOTS: &str = "no root certificates are found on this system (SSL_CERT_FILE and \
                         SSL_CERT_DIR name other places), so no server can be trusted; install \
@@ -55,7 +55,7 @@ impl DynamoDbKeyStore {
     /// [`Schemes::store`](waxseal::domain::Schemes::store).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the part that is wrong, and as
+    /// [`ErrorKind::InvalidOption`], naming the part that is wrong, and those of
     /// [`build`](DynamoDbKeyStoreBuilder::build).
     pub async fn from_uri(uri: String) -> Result<Self, Error> {
         of_uri(&uri)?.build().await
@@ -63,52 +63,52 @@ impl DynamoDbKeyStore {
 }
 
 impl DynamoDbKeyStoreBuilder {
-    /// Names the table, or gives its ARN (for a table of another account). Needed.
+    /// Sets the table by name, or by its ARN (for a table of another account). Required.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
     }
 
-    /// Takes the credentials, Region, endpoint, retries and HTTP client of this client. By default
-    /// they come from where the AWS SDK looks.
+    /// Uses the credentials, Region, endpoint, retries and HTTP client of this client. By default
+    /// they come from the AWS SDK's default sources.
     pub fn client(mut self, client: Client) -> Self {
         self.source = Source::Client(client);
         self
     }
 
-    /// The same, from a configuration that several clients share.
+    /// Uses those of a configuration that several clients share.
     pub fn sdk_config(mut self, config: &SdkConfig) -> Self {
         self.source = Source::SdkConfig(Box::new(config.clone()));
         self
     }
 
-    /// Sets the Region, whatever the AWS configuration says.
+    /// Sets the Region, overriding the AWS configuration.
     pub fn region(mut self, region: impl Into<String>) -> Self {
         self.region = Some(region.into());
         self
     }
 
-    /// Sets the endpoint, whatever the AWS configuration says.
+    /// Sets the endpoint, overriding the AWS configuration.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
         self.endpoint_url = Some(url.into());
         self
     }
 
-    /// Sets how long one request may take with its retries, and how long a write waits for its turn
-    /// among others that change the same rows: 100 ms to 5 minutes, by default 10 s. A third of it
-    /// is for each try. Timeouts that a given client or configuration has are kept, unless this is
+    /// Sets how long one request may take including its retries, and how long a write waits for its
+    /// turn among others that change the same rows: 100 ms to 5 minutes, by default 10 s. Each try
+    /// gets a third of it. Timeouts of a given client or configuration are kept, unless this is
     /// called.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Makes the store. Nothing is sent to DynamoDB: [`health`](waxseal::store::KeyStore::health)
+    /// Makes the store. It sends nothing to DynamoDB: [`health`](waxseal::store::KeyStore::health)
     /// does that.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option: no table or one that cannot be, a timeout
-    /// out of range, no Region, no root certificates.
+    /// [`ErrorKind::InvalidOption`], naming the option: a missing or invalid table, a timeout out
+    /// of range, no Region, no root certificates.
     pub async fn build(self) -> Result<DynamoDbKeyStore, Error> {
         check_table(&self.table)?;
         let timeout = self.timeout.unwrap_or(TIMEOUT);
@@ -121,7 +121,8 @@ impl DynamoDbKeyStoreBuilder {
             Source::Defaults => {
                 check_roots()?;
                 let loader = aws_config::defaults(BehaviorVersion::latest());
-                // No look-up of a Region that is known: it may ask the instance's metadata service.
+                // A known Region is not looked up, since that may call the instance's metadata
+                // service.
                 let loader = match &self.region {
                     Some(region) => loader.region(Region::new(region.clone())),
                     None => loader,
@@ -161,7 +162,7 @@ fn from_shared(shared: &SdkConfig) -> ConfigBuilder {
     let config = ConfigBuilder::from(shared);
     match shared.behavior_version() {
         Some(_) => config,
-        // A client without one is refused by a panic.
+        // A client without one panics.
         None => config.behavior_version(BehaviorVersion::latest()),
     }
 }
@@ -187,12 +188,12 @@ fn client(
     }
     let timeouts = timeouts(config.timeout_config(), timeout);
     let config = config.to_builder().timeout_config(timeouts).build();
-    // What the SDK answers with a panic, such as a configuration without a way to sleep.
+    // Cases in which the SDK panics, such as a configuration without a way to sleep.
     std::panic::catch_unwind(AssertUnwindSafe(|| Client::from_conf(config)))
         .map_err(|_| invalid("client: the AWS SDK refuses its configuration"))
 }
 
-/// Without them, the SDK waits for ever for a server that accepts a connection and says nothing.
+/// Without timeouts, the SDK waits forever for a server that accepts a connection and says nothing.
 fn timeouts(own: Option<&TimeoutConfig>, set: Option<Duration>) -> TimeoutConfig {
     let own = own.cloned().unwrap_or_else(|| TimeoutConfig::builder().build());
     let all = set.or(own.operation_timeout()).unwrap_or(TIMEOUT);
@@ -218,7 +219,7 @@ fn check_table(name: &str) -> Result<(), Error> {
     ))
 }
 
-/// The SDK does not say so when there are none: it panics, or trusts nobody.
+/// If there are none, the SDK does not say so: it panics, or trusts nobody.
 fn check_roots() -> Result<(), Error> {
     static FOUND: OnceLock<()> = OnceLock::new();
     if FOUND.get().is_some() {

@@ -15,8 +15,8 @@ use waxseal::store::{StoreError, StoreErrorClass};
 
 use StoreErrorClass::{Misconfigured, Throttled, Unavailable};
 
-/// Codes, of exceptions and of the reasons of a cancelled transaction. Those of an operator that
-/// are not here are told by their status.
+/// Codes of exceptions, and of the reasons of a cancelled transaction. Codes that need an operator
+/// and are not listed are recognised by their status.
 const TABLE: &[(&str, StoreErrorClass)] = &[
     ("ProvisionedThroughputExceededException", Throttled),
     ("ProvisionedThroughputExceeded", Throttled),
@@ -58,7 +58,7 @@ const TABLE: &[(&str, StoreErrorClass)] = &[
     ("OptInRequired", Misconfigured),
 ];
 
-/// How sources of credentials say that they refuse the caller, rather than that they are down.
+/// How credential sources refuse the caller, as opposed to being down.
 const REFUSED: &[&str] = &[
     "AccessDenied",
     "ExpiredToken",
@@ -69,10 +69,10 @@ const REFUSED: &[&str] = &[
     "Unauthorized",
 ];
 
-/// How the SDK says that a client was made without credentials, in an error without a public type.
+/// The SDK's words for a client without credentials, in an error without a public type.
 const NO_CREDENTIALS: &str = "failed to select an auth scheme";
 
-/// Most characters of a service's text that are passed on.
+/// The maximum number of characters of a service's text that is passed on.
 const MOST_TEXT: usize = 500;
 
 pub(crate) fn error(class: StoreErrorClass, text: String) -> StoreError {
@@ -83,8 +83,8 @@ pub(crate) fn error(class: StoreErrorClass, text: String) -> StoreError {
     }
 }
 
-/// Returns what a code means, and where it is unknown, what the status means. A status without any
-/// code is no answer of DynamoDB.
+/// Returns what a code means or, if it is unknown, what the status means. A status without any code
+/// is not an answer of DynamoDB.
 pub(crate) fn classify(status: u16, code: Option<&str>) -> StoreErrorClass {
     let row = TABLE.iter().find(|(name, _)| Some(*name) == code);
     match row {
@@ -95,7 +95,7 @@ pub(crate) fn classify(status: u16, code: Option<&str>) -> StoreErrorClass {
     }
 }
 
-/// Neither Debug nor the source of an SDK error is passed on: they carry the answer's body.
+/// Neither Debug nor the source of an SDK error is passed on, since they contain the answer's body.
 pub(crate) fn failure<E>(operation: &str, failed: &SdkError<E, HttpResponse>) -> StoreError
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
@@ -119,7 +119,7 @@ where
     }
 }
 
-/// Not answered: for want of credentials, or of a connection.
+/// No answer, for lack of credentials or of a connection.
 fn not_sent(operation: &str, failed: Option<&ConnectorError>) -> StoreError {
     let (mut texts, mut of_credentials) = (Vec::new(), None);
     let mut cause: Option<&(dyn StdError + 'static)> = failed.map(|error| error as _);
@@ -149,7 +149,7 @@ fn not_sent(operation: &str, failed: Option<&ConnectorError>) -> StoreError {
     error(class, format!("{operation}: {}", texts.join(": ")))
 }
 
-/// The service's words without control characters, and not without end.
+/// Returns the service's words without control characters and of limited length.
 pub(crate) fn tidy(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MOST_TEXT).collect()
 }
@@ -169,7 +169,7 @@ mod tests {
             (429, Some("SomethingNewException"), Throttled),
             (429, None, Throttled),
             (408, Some("RequestTimeout"), Unavailable),
-            // Of a proxy on the way.
+            // From a proxy.
             (403, None, Unavailable),
             (404, None, Unavailable),
             (502, None, Unavailable),

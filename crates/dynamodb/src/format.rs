@@ -52,7 +52,8 @@ pub(crate) fn branch_partition(branch: &BranchId) -> String {
     format!("branch#{branch}")
 }
 
-/// The sort key of a place. Texts sort as places do: the sign is flipped, the length fixed.
+/// Returns the sort key of a place. Texts sort as places do: the sign is flipped, and the length is
+/// fixed.
 pub(crate) fn at(period: i64, epoch: u32) -> String {
     format!("{:016x}-{epoch:08x}", period.cast_unsigned() ^ (1 << 63))
 }
@@ -79,7 +80,7 @@ pub(crate) fn place_item(place: &BranchPlace, id: &RowId) -> Item {
     item
 }
 
-/// Returns the row of an item, or `None` of an item that is a place.
+/// Returns the row of an item, or `None` for an item that is a place.
 pub(crate) fn read_row(item: &Item) -> Result<Option<StoredRow>, StoreError> {
     let Some(id) = string(item, ID).and_then(|id| id.strip_prefix("row#")) else {
         return if read_place(item).is_some() { Ok(None) } else { Err(foreign(item)) };
@@ -107,7 +108,7 @@ pub(crate) fn read_place(item: &Item) -> Option<RowId> {
 
 fn foreign(item: &Item) -> StoreError {
     let id: String = string(item, ID).unwrap_or_default().escape_debug().take(80).collect();
-    let text = format!("the table has an item that is no key row: id {id}");
+    let text = format!("the table has an item that is not a key row: id {id}");
     StoreError::misconfigured(text).about_one_row()
 }
 

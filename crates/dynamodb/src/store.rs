@@ -15,13 +15,14 @@ use waxseal::store::{
 use crate::format::{self, BRANCH, EPOCH, ERASED, ID, KEY_ROW, PERIOD};
 use crate::table::{Change, Table, Written};
 
-/// Most writes of one transaction, and most bytes of the rows that it touches (4 MB are allowed).
+/// The maximum number of writes of one transaction, and of bytes of the rows that it changes (4 MB
+/// are allowed).
 const MOST_WRITES: usize = 100;
 const MOST_BYTES: usize = 3_000_000;
-/// No transaction is longer between its items.
+/// The longest time between the items of a transaction.
 const HALF_DONE: Duration = Duration::from_secs(2);
 
-/// A [`KeyStore`] in one DynamoDB table. A clone is the same store.
+/// A [`KeyStore`] in one DynamoDB table. Clones are handles to the same store.
 ///
 /// The [crate's page](crate) has the schema, and the policy of each role.
 #[derive(Clone)]
@@ -40,18 +41,18 @@ impl DynamoDbKeyStore {
         Self(Arc::new(Inner { table, name, bound, spawner: StoreSpawner::current() }))
     }
 
-    /// Creates the table, unless it is there, and waits until it can be used: billed by request,
-    /// protected from deletion, and encrypted with a key that AWS owns. Of a table that is there
-    /// the keys are checked, nothing is changed.
+    /// Creates the table, unless it exists, and waits until it can be used: billed by request,
+    /// protected from deletion, and encrypted with a key that AWS owns. For an existing table it
+    /// checks the keys and changes nothing.
     ///
     /// # Errors
-    /// *misconfigured* without permission (`CreateTable`, `DescribeTable`), or where the table has
-    /// other keys; *unavailable* where it is not active within five minutes.
+    /// *misconfigured* without permission (`CreateTable`, `DescribeTable`), or if the table has
+    /// other keys; *unavailable* if it is not active within five minutes.
     pub async fn create_table(&self) -> Result<(), StoreError> {
         self.run(|inner| async move { inner.table.create().await }).await
     }
 
-    /// Runs a call where its client finds its runtime, whoever polls the future.
+    /// Runs a call on a runtime that suits its client, wherever the future is polled.
     fn run<'a, T: Send + 'static, F>(
         &'a self,
         call: impl FnOnce(Arc<Inner>) -> F,
@@ -80,8 +81,8 @@ impl Inner {
         }
     }
 
-    /// Returns the row that a place names. Reads of several items may see the transaction that
-    /// inserts both half done, for a moment.
+    /// Returns the row that a place names. Reads of several items may briefly see only half of the
+    /// transaction that inserts both.
     async fn row_of_place(&self, id: &RowId) -> Result<StoredRow, StoreError> {
         let mut backoff = ConflictBackoff::new(self.bound.min(HALF_DONE));
         loop {
@@ -92,7 +93,7 @@ impl Inner {
         }
     }
 
-    /// Returns the row at a place, and if there is none, the row of this id.
+    /// Returns the row at a place or, if there is none, the row with this id.
     async fn there(&self, row: &StoredRow) -> Result<Option<StoredRow>, StoreError> {
         if let Some(place) = row.place()
             && let Some(item) = self.table.get(format::place_key(place)).await?
@@ -103,7 +104,7 @@ impl Inner {
         self.row(row.id()).await
     }
 
-    /// The row and its place are written together or not at all.
+    /// Writes the row and its place together or not at all.
     async fn insert(&self, row: &StoredRow) -> Result<Insertion, StoreError> {
         let mut backoff = ConflictBackoff::new(self.bound);
         loop {
@@ -182,7 +183,8 @@ impl Inner {
                 erasure.erased += u64::try_from(next.len()).unwrap_or(0);
                 backoff = ConflictBackoff::new(self.bound);
             } else {
-                // Somebody else erases the same rows, or replaces one: which are left is read anew.
+                // Somebody else erases the same rows, or replaces one, so the remaining ones are
+                // read again.
                 backoff.wait().await?;
             }
         }
@@ -200,7 +202,7 @@ impl Inner {
     }
 }
 
-/// The rows in transactions that DynamoDB allows.
+/// Splits the rows into transactions that DynamoDB allows.
 fn batches<'a>(rows: &[&'a StoredRow]) -> Vec<Vec<&'a StoredRow>> {
     let (mut batches, mut size) = (Vec::<Vec<&StoredRow>>::new(), 0);
     for row in rows {
@@ -223,7 +225,7 @@ fn names(names: &[&str]) -> HashMap<String, String> {
     names.iter().map(|name| (format!("#{name}"), (*name).to_owned())).collect()
 }
 
-/// Sets the new bytes where the item is still the old row.
+/// Sets the new bytes if the item is still the old row.
 fn replacement(old: &StoredRow, new: &StoredRow) -> Change {
     let mut condition = format!("#{KEY_ROW} = :old AND #{ERASED} = :live");
     let mut values = HashMap::from([
@@ -249,7 +251,7 @@ fn replacement(old: &StoredRow, new: &StoredRow) -> Change {
     Change { key, update, condition, names: names(&used), values }
 }
 
-/// Sets the tombstone where the row lives. Which version of it does not matter.
+/// Sets the tombstone if the row is live, whichever version it is.
 fn erasing(row: &StoredRow) -> Change {
     let values = HashMap::from([
         (":new".to_owned(), format::bytes(row.tombstone().as_bytes())),
@@ -266,7 +268,7 @@ fn erasing(row: &StoredRow) -> Change {
 }
 
 fn no_place() -> StoreError {
-    StoreError::misconfigured("the table has an item in a branch that is no place of a row")
+    StoreError::misconfigured("the table has an item in a branch that is not the place of a row")
         .about_one_row()
 }
 
@@ -325,7 +327,7 @@ impl KeyStore for DynamoDbKeyStore {
         self.run(move |inner| async move { inner.scan(after.as_ref(), limit).await })
     }
 
-    /// Reads an item that is never there: that needs the table, its keys, and the right to read.
+    /// Reads an item that never exists, which needs the table, its keys, and the right to read.
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         let nobody = RowId::from_bytes([0; 16]);
         self.run(

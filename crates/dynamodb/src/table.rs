@@ -1,4 +1,4 @@
-//! The AWS SDK: the requests that the store makes, and what became of them.
+//! The AWS SDK: the store's requests and their outcomes.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::errors::{self, failure};
 use crate::format::{AT, ID, Item};
 
 const NOT_THERE: &str = "attribute_not_exists(#id)";
-/// Most keys of one `BatchGetItem`.
+/// The maximum number of keys of one `BatchGetItem`.
 const MOST_KEYS: usize = 100;
 const POLL: Duration = Duration::from_millis(500);
 const CREATION: Duration = Duration::from_secs(300);
@@ -33,17 +33,17 @@ pub(crate) struct Table {
     pub(crate) name: String,
 }
 
-/// How a conditional write ended that the service understood.
+/// The outcome of a conditional write that the service understood.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Written {
     Done,
-    /// A condition does not hold. Nothing is written.
+    /// A condition does not hold. Nothing was written.
     Refused,
-    /// Another transaction writes the same items now. Nothing is written.
+    /// Another transaction is writing the same items. Nothing was written.
     Conflict,
 }
 
-/// A change of an item that is there.
+/// A change of an existing item.
 pub(crate) struct Change {
     pub(crate) key: Item,
     pub(crate) update: String,
@@ -85,7 +85,7 @@ impl Table {
         self.transact(writes).await
     }
 
-    /// Makes all changes, or none.
+    /// Makes all changes or none.
     pub(crate) async fn change_all(&self, changes: Vec<Change>) -> Result<Written, StoreError> {
         let mut writes = Vec::with_capacity(changes.len());
         for change in changes {
@@ -101,7 +101,7 @@ impl Table {
         self.transact(writes).await
     }
 
-    /// The SDK gives each transaction a token of its own, so that its retries cannot do it twice.
+    /// The SDK gives each transaction a token, so that its retries cannot apply it twice.
     async fn transact(&self, writes: Vec<TransactWriteItem>) -> Result<Written, StoreError> {
         const OPERATION: &str = "TransactWriteItems";
         let call = self.client.transact_write_items().set_transact_items(Some(writes));
@@ -129,7 +129,7 @@ impl Table {
         }
     }
 
-    /// Changes one item. Tried once: a retry of the SDK whose first try had done it would find its
+    /// Changes one item. Tried once: if a first try had succeeded, the SDK's retry would find its
     /// own change and be refused.
     pub(crate) async fn change(&self, change: Change) -> Result<Written, StoreError> {
         let call = self.client.update_item().table_name(&self.name).set_key(Some(change.key));
@@ -149,7 +149,7 @@ impl Table {
         }
     }
 
-    /// Returns the items of a partition from a sort key on, in their order.
+    /// Returns the items of a partition from a sort key on, in order.
     pub(crate) async fn query(
         &self,
         partition: &str,
@@ -174,7 +174,7 @@ impl Table {
         }
     }
 
-    /// Returns those items that are there, in no order.
+    /// Returns the items that exist, in no particular order.
     pub(crate) async fn get_all(&self, keys: &[Item]) -> Result<Vec<Item>, StoreError> {
         let mut items = Vec::with_capacity(keys.len());
         for keys in keys.chunks(MOST_KEYS) {
@@ -189,7 +189,7 @@ impl Table {
                 for found in output.responses.unwrap_or_default().into_values() {
                     items.extend(found);
                 }
-                // An answer has 16 MB at most.
+                // An answer has at most 16 MB.
                 let rest = output.unprocessed_keys.unwrap_or_default();
                 left = rest.into_values().flat_map(|rest| rest.keys).collect();
                 if left.len() >= asked {
@@ -200,7 +200,7 @@ impl Table {
         Ok(items)
     }
 
-    /// Returns a page of all items, and the key behind which the next one begins.
+    /// Returns a page of all items, and the key after which the next one begins.
     pub(crate) async fn scan(
         &self,
         after: Option<Item>,
@@ -214,7 +214,7 @@ impl Table {
         Ok((output.items.unwrap_or_default(), next))
     }
 
-    /// Creates the table, unless it is there, and waits until it can be used.
+    /// Creates the table, unless it exists, and waits until it can be used.
     pub(crate) async fn create(&self) -> Result<(), StoreError> {
         let mut call = self.client.create_table().table_name(&self.name);
         for (name, kind) in [(ID, KeyType::Hash), (AT, KeyType::Range)] {

@@ -1,4 +1,4 @@
-//! What an operator, an outage and another program's items come to.
+//! How the store handles an operator's changes, an outage and another program's items.
 
 use std::time::{Duration, Instant};
 

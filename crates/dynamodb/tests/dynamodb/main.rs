@@ -14,7 +14,7 @@ use waxseal::store::{BranchId, BranchPlace, KeyKind, KeyRow, StoredRow};
 use waxseal::{DekId, EncryptionContext, KekId, WrappedDek, WrappedKeys};
 use waxseal_dynamodb::DynamoDbKeyStore;
 
-/// A client with connections of its own.
+/// A client with its own connections.
 fn client(url: &str) -> Client {
     let login = Credentials::new("AKIATEST", "test", None, None, "test");
     let config = Config::builder()
@@ -43,7 +43,7 @@ async fn new_store(url: &str, table: &str) -> DynamoDbKeyStore {
     store
 }
 
-/// The row of a branch key, each with an id of its own.
+/// The row of a branch key, each with its own id.
 fn row(branch: u8, period: i64, number: u32) -> StoredRow {
     let entry = WrappedDek::new(KekId::new("local:root").unwrap(), vec![7; 76]).unwrap();
     let keys = WrappedKeys::new([entry]).unwrap();
