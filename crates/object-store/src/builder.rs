@@ -1,4 +1,4 @@
-//! How a store is set up.
+//! The options of a store.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -36,57 +36,57 @@ impl ObjectKeyStore {
     }
 
     /// Makes the store at a URL, with options from the environment. In a configuration of data
-    /// domains it is each of the URL's schemes in
+    /// domains it provides each of these schemes of
     /// [`Schemes::store`](waxseal::domain::Schemes::store): `s3`, `gs`, `az`, `file`.
     ///
     /// # Errors
-    /// As [`build`](ObjectKeyStoreBuilder::build).
+    /// Those of [`build`](ObjectKeyStoreBuilder::build).
     pub async fn from_uri(uri: String) -> Result<Self, Error> {
         Self::builder(uri).build()
     }
 }
 
 impl ObjectKeyStoreBuilder {
-    /// Sets an option by the name that `object_store` has for it, such as `aws_region` or
-    /// `google_service_account`. It wins over the environment, which is read as by `object_store`
+    /// Sets an option by its name in `object_store`, such as `aws_region` or
+    /// `google_service_account`. It overrides the environment, which is read as `object_store` does
     /// (`AWS_ACCESS_KEY_ID` and others). Values are never shown.
     pub fn option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.push((name.into(), value.into()));
         self
     }
 
-    /// Sets how long one request may take with its retries, and how long a replacement waits for
-    /// its turn: 100 ms to 5 minutes, by default 10 s.
+    /// Sets how long one request may take including its retries, and how long a replacement waits
+    /// for its turn: 100 ms to 5 minutes, by default 10 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Makes the store. Nothing is sent to a service: [`health`](waxseal::store::KeyStore::health)
+    /// Makes the store. It sends nothing to a service: [`health`](waxseal::store::KeyStore::health)
     /// does that.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option: a URL that cannot be read, that has a user,
-    /// a password or a query, or whose scheme needs a feature of this crate; an option that is
-    /// unknown or has a bad value; a folder that is not there; a timeout out of range.
+    /// [`ErrorKind::InvalidOption`], naming the option: a URL that cannot be parsed, that has a
+    /// user, a password or a query, or whose scheme needs a feature of this crate; an option that
+    /// is unknown or has a bad value; a missing folder; a timeout out of range.
     pub fn build(self) -> Result<ObjectKeyStore, Error> {
         if !(SHORTEST..=LONGEST).contains(&self.timeout) {
             return Err(invalid("timeout: 100 ms to 5 minutes are allowed"));
         }
-        // The text is not shown: it may have a password.
+        // The text is not shown, since it may contain a password.
         let url = Url::parse(&self.url).map_err(|error| invalid(format!("url: {error}")))?;
         let has_more =
             url.password().is_some() || url.query().is_some() || url.fragment().is_some();
         if has_more {
             return Err(invalid("url: no password, query or fragment; logins are options"));
         }
-        // Azure has the container there in one form. Elsewhere it may be an access key, and the URL
+        // On Azure one form has the container there. Elsewhere it may be an access key, and the URL
         // is the store's name in errors.
         if !url.username().is_empty() && !["abfs", "abfss"].contains(&url.scheme()) {
             return Err(invalid("url: no user before the bucket; logins are options"));
         }
         let (scheme, prefix) = ObjectStoreScheme::parse(&url)
-            .map_err(|_| invalid(format!("url: {}:// is no object store", url.scheme())))?;
+            .map_err(|_| invalid(format!("url: {}:// is not an object store", url.scheme())))?;
         let name = url.as_str().trim_end_matches('/').to_owned();
         let objects = match scheme {
             ObjectStoreScheme::Local => self.local(&url)?,
@@ -137,12 +137,12 @@ impl ObjectKeyStoreBuilder {
     fn local(&self, url: &Url) -> Result<Objects, Error> {
         self.without_options()?;
         let root = url.to_file_path().map_err(|()| invalid("url: no path of this system"))?;
-        // Durable when it returns, as the services are.
+        // Durable when a call returns, like the services.
         let files = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|_| invalid(format!("url: there is no folder {}", root.display())))?
+            .map_err(|_| invalid(format!("url: there is not a folder {}", root.display())))?
             .with_fsync(true);
         if !root.is_dir() {
-            return Err(invalid(format!("url: {} is no folder", root.display())));
+            return Err(invalid(format!("url: {} is not a folder", root.display())));
         }
         let local = LocalFiles { files: files.clone(), root };
         Ok(Objects { local: Some(local), ..self.objects(Arc::new(files), Path::default()) })
@@ -182,7 +182,7 @@ impl ObjectKeyStoreBuilder {
 
 impl fmt::Debug for ObjectKeyStoreBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may have a password, until it is checked.
+        // The URL may contain a password until it is checked.
         let names: Vec<_> = self.options.iter().map(|(name, _)| name).collect();
         f.debug_struct("ObjectKeyStoreBuilder")
             .field("options", &names)

@@ -1,7 +1,7 @@
 //! What the errors of `object_store` mean.
 //!
-//! It has a type for a few of them. Of the others only the text tells: the status line and the body
-//! of the service's answer.
+//! It has types for a few of them. The others are distinguished only by their text: the status line
+//! and the body of the service's answer.
 #![forbid(unsafe_code)]
 
 use std::error::Error as StdError;
@@ -10,10 +10,10 @@ use object_store::Error;
 use waxseal::kek::toolkit::certificates;
 use waxseal::store::StoreError;
 
-/// Most characters of a text that are passed on.
+/// The maximum number of characters of a text that is passed on.
 const MOST_TEXT: usize = 700;
 
-/// How services say that the bucket itself is not there: S3, Azure, Google Cloud Storage.
+/// How services report that the bucket itself does not exist: S3, Azure, Google Cloud Storage.
 const NO_BUCKET: &[&str] =
     &["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"];
 const THROTTLED: &[&str] = &[
@@ -24,7 +24,7 @@ const THROTTLED: &[&str] = &[
     "RequestLimitExceeded",
     "rateLimitExceeded",
 ];
-/// An operator has to act: the answer is a refusal, or nobody gives out credentials here.
+/// An operator has to act: the answer is a refusal, or there is no source of credentials.
 const MISCONFIGURED: &[&str] = &[
     "status code: 400",
     "status code: 401",
@@ -54,7 +54,7 @@ pub(crate) fn failure(operation: &str, error: &Error) -> StoreError {
         return StoreError::misconfigured(text);
     }
     match error {
-        // Of an object only, which is no failure where it is read.
+        // Only an object is missing, which is not a failure for a read.
         Error::NotFound { .. }
         | Error::InvalidPath { .. }
         | Error::NotSupported { .. }
@@ -63,7 +63,7 @@ pub(crate) fn failure(operation: &str, error: &Error) -> StoreError {
         | Error::Unauthenticated { .. }
         | Error::UnknownConfigurationKey { .. } => StoreError::misconfigured(full),
         _ if says(THROTTLED) => StoreError::throttled(full),
-        // A slow connection: S3 calls it the client's mistake.
+        // A slow connection, which S3 calls the client's mistake.
         _ if says(&["RequestTimeout"]) => StoreError::unavailable(full),
         _ if says(MISCONFIGURED) || certificates::blamed_in(&text) => {
             StoreError::misconfigured(full)

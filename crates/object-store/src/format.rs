@@ -1,4 +1,4 @@
-//! What the objects contain: a line of text, and behind it, in an object that is a row, its bytes.
+//! The content of objects: a line of text and, if the object is a row, its bytes after it.
 //!
 //! ```text
 //!   waxseal-row/1 ROWID -                          a row without place
@@ -11,7 +11,7 @@ use waxseal::store::{BranchId, BranchPlace, RowId, StoredRow};
 
 const ROW: &str = "waxseal-row/1";
 const CLAIM: &str = "waxseal-claim/1";
-/// No first line is longer.
+/// The maximum length of the first line.
 const LONGEST_LINE: usize = 256;
 
 /// An object of the store.
@@ -60,13 +60,13 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<Content> {
     }
 }
 
-/// The name of a place within its branch. Names sort as places do: the sign is flipped, the length
-/// fixed.
+/// Returns the name of a place within its branch. Names sort as places do: the sign is flipped, and
+/// the length is fixed.
 pub(crate) fn place_name(place: &BranchPlace) -> String {
     format!("{}{:08x}", before_period(place.period), place.epoch)
 }
 
-/// Sorts before every name of this period or a later one, and behind all others.
+/// Returns a name that sorts before every name of this period or a later one, and after all others.
 pub(crate) fn before_period(period: i64) -> String {
     format!("{:016x}-", period.cast_unsigned() ^ (1 << 63))
 }

@@ -15,8 +15,8 @@ use waxseal::store::StoreError;
 
 use crate::errors::failure;
 
-/// The file that whoever replaces a row has locked (`flock`). The system unlocks it when a process
-/// ends, however it ends. It stays there, empty.
+/// The file that a process locks (`flock`) while it replaces a row. The system unlocks it when the
+/// process ends, however it ends. The file stays, empty.
 const LOCK: &str = "lock";
 const POLL: Duration = Duration::from_millis(2);
 
@@ -27,8 +27,8 @@ pub(crate) struct LocalFiles {
 }
 
 impl LocalFiles {
-    /// Replaces a file if it has these bytes. On a thread of its own, to its end: a future that is
-    /// dropped must not unlock while its file is still being written.
+    /// Replaces a file if it has these bytes. It runs to its end on a separate thread: a dropped
+    /// future must not unlock while its file is still being written.
     pub(crate) async fn swap(
         &self,
         location: Path,
@@ -85,7 +85,7 @@ impl LocalFiles {
                     std::thread::sleep(POLL);
                 }
                 Err(TryLockError::WouldBlock) => {
-                    let text = "the file `lock` is locked by others all the time";
+                    let text = "the file `lock` is always locked by others";
                     return Err(StoreError::throttled(text));
                 }
                 Err(TryLockError::Error(error)) => {

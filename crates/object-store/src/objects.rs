@@ -17,7 +17,7 @@ use crate::local::LocalFiles;
 pub(crate) struct Objects {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) prefix: Path,
-    /// Where it is the file system.
+    /// Set for the file system.
     pub(crate) local: Option<LocalFiles>,
     pub(crate) bound: Duration,
 }
@@ -25,7 +25,7 @@ pub(crate) struct Objects {
 /// Names in a folder, in their order.
 pub(crate) struct Names {
     pub(crate) names: Vec<String>,
-    /// There are others behind them.
+    /// Whether more names follow.
     pub(crate) has_more: bool,
 }
 
@@ -102,8 +102,8 @@ impl Objects {
         }
     }
 
-    /// Lists up to `limit` names of a folder behind `after`. The order is that of the names: object
-    /// stores list in it, the file system does not.
+    /// Lists up to `limit` names of a folder after `after`, in the order of the names. Object
+    /// stores list in that order. The file system does not.
     pub(crate) async fn list(
         &self,
         folder: &[&str],

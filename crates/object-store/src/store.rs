@@ -4,10 +4,10 @@
 //!   insert at a place:   1. is the place taken?   2. create keys/ROWID, a claim   3. create the place
 //! ```
 //!
-//! The third step decides. Before it nobody finds the row: a claim has no bytes, and who reads it
-//! looks at the place. After it the row is there for all. Whoever finds the place taken has lost
-//! for ever, because no object is deleted. A claim without its row changes nothing, and the next
-//! insertion of the same row completes it.
+//! The third step decides. Before it nobody finds the row: a claim has no bytes, and its readers
+//! look at the place. After it everybody finds the row. A writer that finds the place taken has
+//! lost for good, because no object is ever deleted. A claim without its row changes nothing, and
+//! the next insertion of the same row completes it.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -25,12 +25,12 @@ use crate::objects::Objects;
 
 const KEYS: &str = "keys";
 const BRANCHES: &str = "branches";
-/// Objects that are read, or erased, at the same time.
+/// The number of objects that are read or erased at the same time.
 const AT_ONCE: usize = 8;
 
-/// A [`KeyStore`] in a bucket, or in a folder. A clone is the same store.
+/// A [`KeyStore`] in a bucket or a folder. Clones are handles to the same store.
 ///
-/// The [crate's page](crate) says what it needs of a service.
+/// The [crate's page](crate) lists its requirements.
 #[derive(Clone)]
 pub struct ObjectKeyStore(Arc<Inner>);
 
@@ -45,7 +45,7 @@ impl ObjectKeyStore {
         Self(Arc::new(Inner { objects, name, spawner: StoreSpawner::current() }))
     }
 
-    /// Runs a call where its client finds its runtime, whoever polls the future.
+    /// Runs a call on a runtime that suits its client, wherever the future is polled.
     fn run<'a, T: Send + 'static, F>(
         &'a self,
         call: impl FnOnce(Arc<Inner>) -> F,
@@ -103,7 +103,8 @@ impl Inner {
         match self.key(id).await? {
             None => Ok(None),
             Some(Content::Row(row)) => Ok(Some(row)),
-            // Another row there: this one lost the place. None there: its insertion did not end.
+            // Another row there means that this one lost the place. No row means that its insertion
+            // did not finish.
             Some(Content::Claim(_, place)) => {
                 Ok(self.at(&place).await?.filter(|row| row.id() == id))
             }
@@ -144,7 +145,7 @@ impl Inner {
         }
     }
 
-    /// The same, at a place.
+    /// Does the same, at a place.
     async fn insert_at(
         &self,
         row: &StoredRow,
@@ -158,7 +159,7 @@ impl Inner {
             match self.key(row.id()).await? {
                 None => return Ok(None),
                 Some(Content::Row(there)) => return Ok(Some(Insertion::Exists(there))),
-                // Of an insertion of this row that did not end, or goes on elsewhere.
+                // From an insertion of this row that did not finish, or is running elsewhere.
                 Some(Content::Claim(_, claimed)) if claimed == *place => {}
                 Some(Content::Claim(id, claimed)) => {
                     if let Some(there) = self.claimed(&id, &claimed).await? {
@@ -178,7 +179,7 @@ impl Inner {
     }
 
     /// Returns the row of this id at the place that it claims, or `None` if another row has it:
-    /// then the claim never comes true, and may be replaced.
+    /// then the claim can never succeed, and may be replaced.
     async fn claimed(
         &self,
         id: &RowId,
@@ -194,7 +195,7 @@ impl Inner {
         }
     }
 
-    /// The places of a branch, from a period on.
+    /// Returns the places of a branch, from a period on.
     async fn places(&self, branch: &BranchId, from: i64) -> Result<Vec<Path>, StoreError> {
         let folder = [BRANCHES, &branch.to_string()];
         let before = format::before_period(from);
@@ -284,7 +285,7 @@ impl Inner {
         if let Some(local) = &self.objects.local
             && !local.root.is_dir()
         {
-            let text = format!("{} is no folder any more", local.root.display());
+            let text = format!("{} is no longer a folder", local.root.display());
             return Err(StoreError::misconfigured(text));
         }
         self.objects.list(&[KEYS], None, 1).await?;
@@ -293,7 +294,7 @@ impl Inner {
 }
 
 fn foreign(path: &Path) -> StoreError {
-    let text = format!("the object {path} is no key row of this store");
+    let text = format!("the object {path} is not a key row of this store");
     StoreError::misconfigured(text).about_one_row()
 }
 

@@ -1,8 +1,8 @@
-//! [`v0_14`](crate::v0_14) for version 0.13 of `object_store`: the same code, the same objects. For
-//! what stays with that version for now, such as DataFusion 55.
+//! [`v0_14`](crate::v0_14) for version 0.13 of `object_store`: the same code and the same objects.
+//! It is for dependencies that still use that version, such as DataFusion 55.
 //!
-//! One thing differs: results of 0.13 have no extensions, so [`SealedStore::content_id`] tells the
-//! [`ContentId`] of an object, by a request. The examples of this module name the other version.
+//! One thing differs: results of 0.13 have no extensions, so [`SealedStore::content_id`] returns
+//! the [`ContentId`] of an object, by a request. The examples of this module use the other version.
 #![forbid(unsafe_code)]
 
 use object_store_0_13 as api;
@@ -13,7 +13,7 @@ mod sealed;
 
 pub use sealed::*;
 
-/// What a result has besides the object: of this version, nothing.
+/// The extras of a result: none in this version.
 mod extras {
     use std::ops::Range;
 

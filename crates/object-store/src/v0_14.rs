@@ -15,7 +15,7 @@ mod sealed;
 pub use s3::{S3ReplaceStart, S3ReplaceStartBuilder};
 pub use sealed::*;
 
-/// What a result has besides the object: of this version, extensions.
+/// The extras of a result: extensions in this version.
 mod extras {
     use std::mem;
     use std::ops::Range;
@@ -31,7 +31,7 @@ mod extras {
             Self(mem::take(&mut answer.extensions))
         }
 
-        /// Puts together the result of a read, with the id of what is read.
+        /// Builds the result of a read, with the id of the object.
         pub(in crate::v0_14) fn result(
             self,
             id: ContentId,
@@ -46,7 +46,7 @@ mod extras {
         }
     }
 
-    /// Tells the id of what was written.
+    /// Adds the id of the written object.
     pub(in crate::v0_14) fn tell(put: &mut PutResult, id: ContentId) {
         put.extensions.insert(id);
     }

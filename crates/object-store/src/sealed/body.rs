@@ -1,4 +1,4 @@
-//! The bytes of an encrypted object as they come, and its plaintext, chunk by chunk.
+//! The bytes of an encrypted object as they arrive, and its plaintext, chunk by chunk.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -18,7 +18,7 @@ use super::layout::Layout;
 pub(super) struct Source {
     path: Path,
     stream: BoxStream<'static, Result<Bytes>>,
-    /// What came and was not taken.
+    /// Bytes that arrived and were not taken.
     rest: Bytes,
 }
 
@@ -27,7 +27,7 @@ impl Source {
         Self { path: path.clone(), stream: result.into_stream(), rest: Bytes::new() }
     }
 
-    /// Returns the next bytes, as many as there are, and at most so many.
+    /// Returns the next bytes, as many as are available, but at most `len`.
     pub(super) async fn take_up_to(&mut self, len: usize) -> Result<Vec<u8>> {
         let mut taken = Vec::with_capacity(len);
         while taken.len() < len {
@@ -44,7 +44,7 @@ impl Source {
         Ok(taken)
     }
 
-    /// Returns the next bytes, exactly so many.
+    /// Returns exactly the next `len` bytes.
     pub(super) async fn take(&mut self, len: usize) -> Result<Vec<u8>> {
         let taken = self.take_up_to(len).await?;
         match taken.len() == len {
@@ -62,7 +62,7 @@ impl Source {
     }
 }
 
-/// The chunks of an object that an answer has.
+/// The chunks of an object in an answer.
 pub(super) struct Body {
     pub(super) source: Source,
     pub(super) decryptor: StreamDecryptor,
@@ -70,7 +70,7 @@ pub(super) struct Body {
     pub(super) layout: Layout,
     /// The length of the encrypted object.
     pub(super) object_len: u64,
-    /// Those that are left.
+    /// The remaining chunks.
     pub(super) chunks: Range<u64>,
 }
 
@@ -82,7 +82,7 @@ impl Body {
         };
         let sealed = self.source.take(self.len_of(index)).await?;
         let plaintext = self.decryptor.decrypt_chunk(index, sealed).map_err(|error| {
-            // The head may be of another version, whatever the store says.
+            // The head may belong to another version, whatever the store says.
             self.heads.forget(&self.source.path);
             sealing(&self.source.path, error)
         })?;
@@ -119,7 +119,7 @@ impl Body {
     }
 }
 
-/// Returns what of a chunk at this place belongs to a part.
+/// Returns the part of a chunk at this position that belongs to a range.
 pub(super) fn cut(chunk: &Bytes, at: u64, part: &Range<u64>) -> Bytes {
     let within = |position: u64| {
         let position = position.saturating_sub(at).min(chunk.len() as u64);

@@ -23,12 +23,12 @@ impl<S: ObjectStore> SealedStore<S> {
         SealedStoreBuilder::new(store, Arc::new(move |_: &Path| Ok(keys.clone())))
     }
 
-    /// Begins a store whose objects have envelope and context by their paths: a context for each
-    /// customer's folder, an envelope for each [data domain](waxseal::domain).
+    /// Begins a store whose objects get their envelope and context from their paths, such as a
+    /// context for each customer's folder, or an envelope for each [data domain](waxseal::domain).
     ///
-    /// The function is called in every operation, and must not wait. It gives the same for one path
-    /// at all times, and **the same envelope wherever it gives the same context**: between such
-    /// paths, objects are copied by the store as they are.
+    /// The function is called in every operation, and must not wait. For one path it always returns
+    /// the same result. **For one context it must return the same envelope everywhere**: between
+    /// such paths, the store copies objects unchanged.
     pub fn builder_by_path(
         store: S,
         keys: impl Fn(&Path) -> Result<ObjectKeys, waxseal::Error> + Send + Sync + 'static,
@@ -66,8 +66,8 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
         }
     }
 
-    /// Sets what the AAD of an object is, by default [`Binding::Path`]. Objects are read with the
-    /// binding that they were written with.
+    /// Sets the AAD of objects, by default [`Binding::Path`]. Objects must be read with the binding
+    /// that they were written with.
     pub fn binding(mut self, binding: Binding) -> Self {
         self.binding = binding;
         self
@@ -75,49 +75,49 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
 
     /// Sets the plaintext bytes of a chunk: a power of two from 4 KiB to 16 MiB, by default 64 KiB.
     ///
-    /// A ranged read fetches whole chunks. **It belongs to the layout of the store**: lengths in
-    /// listings follow from it, so objects of another size of chunks are refused.
+    /// A ranged read fetches whole chunks. **The chunk size is part of the store's layout**:
+    /// lengths in listings follow from it, so objects with another chunk size are refused.
     pub fn chunk_size(mut self, bytes: u32) -> Self {
         self.chunk_size = bytes;
         self
     }
 
-    /// Sets how many bytes the head of an object has: 104 to 65,639, by default 1,024. The wrapped
-    /// keys and the room for longer ones are in it: a KMS key takes about 270 bytes, a Vault key
-    /// 130, a branch key 50.
+    /// Sets the length of an object's head in bytes: 104 to 65,639, by default 1,024. It includes
+    /// the wrapped keys and room for longer ones: a KMS key takes about 270 bytes, a Vault key 130,
+    /// a branch key 50.
     ///
-    /// **It belongs to the layout of the store**, as [`chunk_size`](Self::chunk_size) does.
+    /// **It is part of the store's layout**, like [`chunk_size`](Self::chunk_size).
     pub fn head_len(mut self, bytes: u32) -> Self {
         self.head_len = bytes;
         self
     }
 
-    /// Sets how many bytes of heads are kept in memory, by default 4 MiB, which is some 2,500
-    /// heads. A ranged read of an object whose head is kept is one request, and two otherwise.
+    /// Sets how many bytes of heads are cached in memory, by default 4 MiB, or about 2,500 heads. A
+    /// ranged read of an object takes one request if its head is cached, and otherwise two.
     pub fn cached_heads(mut self, bytes: u64) -> Self {
         self.cached_heads = bytes;
         self
     }
 
-    /// Sets how far apart parts of [`get_ranges`](ObjectStore::get_ranges) may be, in bytes of the
-    /// encrypted object, for one request to fetch them with what is between them. By default 1 MiB,
-    /// as in `object_store`. With 0, only chunks that are touched are fetched.
+    /// Sets how far apart ranges of [`get_ranges`](ObjectStore::get_ranges) may be, in bytes of the
+    /// encrypted object, for one request to fetch them with everything in between. By default 1
+    /// MiB, as in `object_store`. With 0, only the needed chunks are fetched.
     pub fn coalesce(mut self, bytes: u64) -> Self {
         self.coalesce = bytes;
         self
     }
 
-    /// Sets up to how many plaintext bytes an object is written in one request, where it goes
-    /// through this process: copies that the store cannot do, and rewraps. It is in memory then. By
+    /// Sets the plaintext size up to which an object that passes through this process is written in
+    /// one request: copies that the store cannot do, and rewraps. The object is then in memory. By
     /// default 64 MiB. Larger objects are multipart uploads, which have no conditions.
     pub fn single_put(mut self, bytes: u64) -> Self {
         self.single_put = bytes;
         self
     }
 
-    /// Has rewraps of large objects replace their beginning only, and the store copy the rest by
-    /// itself: see [`ReplaceStart`], and `v0_14::S3ReplaceStart` for S3. Without it, all chunks go
-    /// through this process. Objects that it refuses do, too.
+    /// Makes rewraps of large objects replace only their beginning, while the store copies the
+    /// rest: see [`ReplaceStart`], and `v0_14::S3ReplaceStart` for S3. Without it, and for objects
+    /// that it refuses, all chunks pass through this process.
     pub fn replace_start_by(mut self, by: impl ReplaceStart) -> Self {
         self.starts = Some(Arc::new(by));
         self

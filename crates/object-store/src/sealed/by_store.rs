@@ -1,4 +1,4 @@
-//! Rewraps of objects whose chunks the store copies by itself.
+//! Rewraps of objects whose chunks the store copies.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -18,25 +18,25 @@ use super::store::Inner;
 const ELSEWHERE: &str = "the object is there as it was, but what was to replace its beginning did \
                          not find it, or changed another: is it for another bucket or prefix?";
 
-/// What became of it.
+/// The outcome.
 pub(super) enum ByStore {
     Done,
-    /// It is another object by now.
+    /// Somebody has overwritten it.
     Overwritten,
-    /// The object has to go through the process.
+    /// The object has to pass through this process.
     Not,
 }
 
 impl<S: ObjectStore> Inner<S> {
-    /// Returns the chunks that go through this process where the store can copy the others. `None`
-    /// where all have to.
+    /// Returns the chunks that pass through this process if the store can copy the others. `None`
+    /// if all have to.
     pub(super) fn chunks_of_start(&self, known: &Known) -> Option<Range<u64>> {
         let by = self.starts.as_ref().filter(|_| known.strong_tag().is_some())?;
         self.layout.chunks_within(by.start_len(known.meta.size)?, known.meta.size)
     }
 
-    /// Gives an object another head, with the chunks that [go](Self::chunks_of_start) with it in
-    /// `start`.
+    /// Gives an object another head. `start` holds the chunks that [go with
+    /// it](Self::chunks_of_start).
     pub(super) async fn replace_by_store(
         self: &Arc<Self>,
         path: &Path,
@@ -65,8 +65,9 @@ impl<S: ObjectStore> Inner<S> {
         if let Err(Error::NotSupported { .. } | Error::NotImplemented { .. }) = replaced {
             return Ok(ByStore::Not);
         }
-        // The object itself says what was done. A success is not believed: whoever did would take
-        // the old KEK away. Nor is a failure: its answer may have been lost.
+        // The object itself shows what was done. A success is not trusted, since a caller that
+        // trusts it might remove the old KEK. Nor is a failure, since its answer may have been
+        // lost.
         let now = match self.latest_head(path).await {
             Ok(now) if now.head.as_bytes() == head.as_bytes() => return Ok(ByStore::Done),
             now => now,

@@ -29,11 +29,11 @@ impl StdError for ObjectError {
     }
 }
 
-/// Returns the library's own error, if it is why an operation of a
-/// [`SealedStore`](super::SealedStore) failed.
+/// Returns the library's own error, if it caused the failure of an operation of a
+/// [`SealedStore`](super::SealedStore).
 ///
 /// A denial by a key service or a policy is
-/// [`PermissionDenied`](super::api::Error::PermissionDenied). The others are
+/// [`PermissionDenied`](super::api::Error::PermissionDenied). All others are
 /// [`Generic`](super::api::Error::Generic).
 #[must_use]
 pub fn sealing_error(error: &Error) -> Option<&waxseal::Error> {
@@ -66,7 +66,7 @@ pub(super) fn writing(path: &Path, error: &io::Error) -> Error {
     sealing(path, own.unwrap_or_else(other))
 }
 
-/// The store served something that no honest one serves.
+/// Returns the error for an answer that no honest store gives.
 pub(super) fn malformed(path: &Path, detail: impl Into<String>) -> Error {
     sealing(path, waxseal::Error::new(ErrorKind::Malformed, detail.into()))
 }
@@ -75,7 +75,7 @@ pub(super) fn generic(path: &Path, detail: &str) -> Error {
     Error::Generic { store: NAME, source: format!("{path}: {detail}").into() }
 }
 
-/// An answer that differs from what was asked for.
+/// Returns the error for an answer that does not match the request.
 pub(super) fn other_answer<T>(path: &Path) -> Result<T> {
     Err(malformed(path, "the store answered with another part of the object than was asked for"))
 }

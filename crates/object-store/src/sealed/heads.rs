@@ -1,7 +1,7 @@
-//! The heads of objects, kept so that a ranged read is one request. They are not secret.
+//! The heads of objects, cached so that a ranged read is one request. They are not secret.
 //!
-//! A head that is kept is only good for the version of the object that it was read with: every
-//! request that relies on it names that version, and the answer is compared with it.
+//! A cached head is valid only for the version of the object that it was read with. Every request
+//! that relies on it names that version, and the answer is compared with it.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use waxseal::StreamHead;
 /// The head of one version of an object.
 pub(super) struct Known {
     pub(super) head: StreamHead,
-    /// Of the encrypted object.
+    /// The metadata of the encrypted object.
     pub(super) meta: ObjectMeta,
     pub(super) plaintext_len: u64,
 }
@@ -31,7 +31,7 @@ impl Known {
             && (is_named || known.last_modified == meta.last_modified)
     }
 
-    /// Returns the tag by which a request can demand this version. A weak one never matches.
+    /// Returns the tag by which a request can require this version. A weak tag never matches.
     pub(super) fn strong_tag(&self) -> Option<&str> {
         self.meta.e_tag.as_deref().filter(|tag| !tag.starts_with("W/"))
     }
@@ -39,18 +39,18 @@ impl Known {
     fn weight(&self, path: &Path) -> u32 {
         let tags = [&self.meta.e_tag, &self.meta.version];
         let tags: usize = tags.into_iter().flatten().map(String::len).sum();
-        // The path is there twice. The rest is about what the types and the cache itself take.
+        // The path is stored twice. The rest is about the size of the types and the cache itself.
         let weight = self.head.len() + 2 * path.as_ref().len() + tags + 400;
         u32::try_from(weight).unwrap_or(u32::MAX)
     }
 }
 
-/// The cache of a store. A clone is the same.
+/// The cache of a store. Clones share it.
 #[derive(Clone)]
 pub(super) struct Heads(Option<Cache<Path, Arc<Known>>>);
 
 impl Heads {
-    /// Keeps about so many bytes. None at 0.
+    /// Caches about this many bytes. With 0 it caches nothing.
     pub(super) fn new(bytes: u64) -> Self {
         let cache = || {
             Cache::builder()
@@ -65,7 +65,7 @@ impl Heads {
         self.0.as_ref()?.get(path)
     }
 
-    /// Keeps a head, if later requests can demand its version.
+    /// Caches a head, if later requests can require its version.
     pub(super) fn keep(&self, path: &Path, known: &Arc<Known>) {
         if let Some(cache) = &self.0
             && known.strong_tag().is_some()

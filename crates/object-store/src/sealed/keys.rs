@@ -1,4 +1,4 @@
-//! How objects are encrypted: under which keys, on whose behalf, and what the AAD binds.
+//! How objects are encrypted: under which keys, on whose behalf, and with which AAD.
 #![forbid(unsafe_code)]
 
 use super::api::path::Path;
@@ -8,10 +8,10 @@ use waxseal::{
     StreamOptions,
 };
 
-/// Finds envelope and context by the path of an object.
+/// Returns envelope and context for the path of an object.
 pub(super) type KeysOf = dyn Fn(&Path) -> Result<ObjectKeys, waxseal::Error> + Send + Sync;
 
-/// What encrypts the object at a path: an envelope, and an encryption context.
+/// The encryption of the object at a path: an envelope and an encryption context.
 ///
 /// A clone is two pointers.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub struct ObjectKeys {
 }
 
 impl ObjectKeys {
-    /// Has this envelope encrypt in this context.
+    /// Makes this envelope encrypt in this context.
     #[must_use]
     pub fn new(envelope: Envelope, context: EncryptionContext) -> Self {
         Self { envelope, context }
@@ -81,7 +81,7 @@ impl ObjectKeys {
         }
     }
 
-    /// Asks the policy about what the store does by itself.
+    /// Asks the policy about an operation that the store performs.
     pub(super) async fn check(&self, caller: Option<&Caller>, action: Action) -> Result<(), Error> {
         let Self { envelope, context } = self;
         match caller {
@@ -91,17 +91,17 @@ impl ObjectKeys {
     }
 }
 
-/// What the AAD of an object is, and so which objects whoever can write to the store can put in
-/// place of another. docs/objects.md, "What ties an object to its place", compares them.
+/// The AAD of objects. It determines which objects anyone who can write to the store can put in
+/// place of another. docs/objects.md, "What ties an object to its place", compares the choices.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 #[non_exhaustive]
 pub enum Binding {
     /// The whole path, as this store sees it. An object that was moved is refused. A copy or a
-    /// rename encrypts the object anew.
+    /// rename encrypts the object again.
     #[default]
     Path,
-    /// The last segment of the path. For names that are unique, as with a UUID: folders can be
-    /// renamed, and copies between folders are done by the store. Objects of one name can be
+    /// The last segment of the path. Use it if names are unique, as with a UUID: folders can be
+    /// renamed, and the store copies between folders. Objects with the same name can be exchanged.
     /// exchanged.
     FileName,
     /// Nothing. Any object of the same encryption context can be put in place of another.

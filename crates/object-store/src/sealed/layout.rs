@@ -1,5 +1,5 @@
-//! Where the chunks of an object are, by its length. All objects of a store have one length of head
-//! and one size of chunks, so this needs no head.
+//! Where the chunks of an object are, computed from its length. All objects of a store have the
+//! same head length and chunk size, so this needs no head.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -26,14 +26,14 @@ impl Layout {
         Some(body / self.sealed_chunk() * self.chunk + rest)
     }
 
-    /// Returns the length of an object with so much plaintext.
+    /// Returns the length of an object with this much plaintext.
     pub(super) fn object_len(self, plaintext: u64) -> u64 {
         let tags = (plaintext / self.chunk + 1).saturating_mul(TAG_LEN);
         plaintext.saturating_add(tags).saturating_add(self.head_len)
     }
 
-    /// Returns the chunks that a part of the plaintext touches. One that reaches to the end has the
-    /// last chunk among them, also where that is empty: it authenticates the end.
+    /// Returns the chunks that a part of the plaintext needs. If it reaches to the end, the last
+    /// chunk is among them even if it is empty, because it authenticates the end.
     pub(super) fn chunks_of(self, part: &Range<u64>, plaintext: u64) -> Range<u64> {
         let end = match part.end >= plaintext {
             true => plaintext / self.chunk + 1,
@@ -43,8 +43,8 @@ impl Layout {
         start..end.max(start + 1)
     }
 
-    /// Returns the chunks, at least one, behind which the first `least` bytes of an object of `len`
-    /// bytes end. `None` if nothing is behind them.
+    /// Returns the number of chunks, at least one, that cover the first `least` bytes of an object
+    /// of `len` bytes. `None` if nothing follows them.
     pub(super) fn chunks_within(self, least: u64, len: u64) -> Option<Range<u64>> {
         let body = least.saturating_sub(self.head_len);
         let chunks = 0..body.div_ceil(self.sealed_chunk()).max(1);

@@ -1,6 +1,5 @@
-//! Encrypted objects. The files here are compiled once for each version of `object_store` that has
-//! a feature: `api` is the crate of that version, and `extras` what its results have and those of
-//! others have not.
+//! Encrypted objects. These files are compiled once for each enabled version of `object_store`:
+//! `api` is the crate of that version, and `extras` covers what only its results have.
 #![forbid(unsafe_code)]
 
 use super::{api, extras};

@@ -1,5 +1,5 @@
-//! Copies and renames. Where both paths have the same context and AAD, the store moves the object
-//! as it is. Otherwise it is decrypted, and encrypted for its new path.
+//! Copies and renames. If both paths have the same context and AAD, the store moves the object
+//! unchanged. Otherwise it is decrypted, and encrypted for its new path.
 #![forbid(unsafe_code)]
 
 use super::api::path::Path;
@@ -14,11 +14,11 @@ use super::portions::{Next, Portions};
 use super::reading::changing;
 use super::store::Inner;
 
-/// The least plaintext of a part, where an object goes through this process, and the most parts: S3
-/// takes 10,000.
+/// The minimum plaintext of a part, if an object passes through this process, and the maximum
+/// number of parts: S3 allows 10,000.
 const LEAST_PART: u64 = 8 << 20;
 const MOST_PARTS: u64 = 9_000;
-/// How often an object is copied anew that others overwrite meanwhile.
+/// How often a copy is repeated because others overwrite the object meanwhile.
 const TRIES: usize = 5;
 
 impl<S: ObjectStore> Inner<S> {
@@ -53,8 +53,8 @@ impl<S: ObjectStore> Inner<S> {
         self.store.delete(from).await
     }
 
-    /// Returns whether the store may move an object as it is: whether it opens at both paths.
-    /// Nothing is decrypted then, but the policy decides about it as if it were.
+    /// Returns whether the store may move an object unchanged, because it opens at both paths.
+    /// Nothing is decrypted then, but the policy decides as if it were.
     async fn is_by_the_store(
         &self,
         from: &Path,
@@ -99,7 +99,7 @@ impl<S: ObjectStore> Inner<S> {
                 match portions.next().await? {
                     Next::Plaintext(chunk) => chunks.push(chunk),
                     Next::Overwritten => return Ok(false),
-                    // It is whole, and nothing was written before.
+                    // It is complete, and nothing was written before.
                     Next::End => break,
                 }
             }
@@ -146,11 +146,11 @@ async fn write_parts<S: ObjectStore>(
     if len > 0 {
         upload.put_part(PutPayload::from_iter(part)).await?;
     }
-    // Only after the end it is known to be whole.
+    // Only the end shows that it is complete.
     upload.complete().await.map(|_| true)
 }
 
-/// Returns the length of the parts of an object of so many bytes.
+/// Returns the length of the parts of an object of this size.
 fn part_len(size: u64) -> u64 {
     LEAST_PART.max(size / MOST_PARTS + 1)
 }

@@ -1,6 +1,6 @@
-//! The plaintext of an object for a copy: by requests for a portion each, which are repeated from
-//! where they failed. One request for all of a large object would outlast the timeouts of clients,
-//! and a failure near its end would cost the whole.
+//! The plaintext of an object for a copy, requested in portions that are retried from where they
+//! failed. One request for a whole large object would exceed the timeouts of clients, and a failure
+//! near its end would cost everything.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -16,7 +16,7 @@ use super::errors::other_answer;
 use super::heads::Known;
 use super::store::Inner;
 
-/// How often in a row a request may fail that brings nothing.
+/// How many requests in a row may fail without progress.
 const FAILURES: u32 = 5;
 
 pub(super) struct Portions<'s, S> {
@@ -26,7 +26,7 @@ pub(super) struct Portions<'s, S> {
     decryptor: StreamDecryptor,
     attributes: Attributes,
     options: GetOptions,
-    /// The chunks that did not come yet.
+    /// The chunks that have not arrived yet.
     left: Range<u64>,
     /// The answer with the next of them.
     body: Option<Body>,
@@ -38,12 +38,12 @@ pub(super) enum Next {
     Plaintext(Bytes),
     /// All came.
     End,
-    /// The object is another one by now.
+    /// Somebody has overwritten the object.
     Overwritten,
 }
 
 impl<'s, S: ObjectStore> Portions<'s, S> {
-    /// Asks for the first portion, with the head.
+    /// Requests the first portion, with the head.
     pub(super) async fn begin(
         store: &'s Inner<S>,
         path: &'s Path,
@@ -76,7 +76,7 @@ impl<'s, S: ObjectStore> Portions<'s, S> {
         std::mem::take(&mut self.attributes)
     }
 
-    /// Returns the next chunk. What comes is authentic, and whole only after the end.
+    /// Returns the next chunk. It is authentic, but only the end shows that the object is complete.
     pub(super) async fn next(&mut self) -> Result<Next> {
         loop {
             let failed = match &mut self.body {
@@ -116,7 +116,7 @@ impl<'s, S: ObjectStore> Portions<'s, S> {
     }
 }
 
-/// Whether the same request may succeed a moment later. What is not authentic does not become so.
+/// Whether the same request may succeed later. Unauthentic data does not become authentic.
 fn may_pass(error: &Error) -> bool {
     matches!(error, Error::Generic { .. }) && super::sealing_error(error).is_none()
 }

@@ -5,8 +5,8 @@
 //!   part:   the head that is kept, or GET of the head ──► key ──► GET of the chunks, if unchanged
 //! ```
 //!
-//! Requests of one read demand the version of the first, and their answers are compared. Whatever a
-//! store answers, two versions are never mixed: each object has a key of its own.
+//! All requests of one read require the version of the first, and their answers are compared.
+//! Whatever a store answers, two versions are never mixed, because each object has its own key.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -28,9 +28,9 @@ use super::extras::Extras;
 use super::heads::Known;
 use super::store::{ContentId, Inner, no_object};
 
-/// How often a part is tried that others overwrite meanwhile.
+/// How often a read is repeated because others overwrite the object meanwhile.
 const TRIES: usize = 5;
-/// Parts of one object that are fetched at the same time.
+/// The number of parts of one object that are fetched at the same time.
 const AT_ONCE: usize = 10;
 
 /// The answer to a request for a head, without its bytes.
@@ -55,7 +55,7 @@ impl<S: ObjectStore> Inner<S> {
         let (demanded, range) = (options.extensions.get().copied(), options.range.clone());
         let HeadAnswer { known, attributes, extras } = self.fetch_head(path, options).await?;
         check_id(path, &known.head, demanded)?;
-        // What a read would give: so do the stores of `object_store`.
+        // The error that a read would return, as with the stores of `object_store`.
         let range = match range.map(|range| range.as_range(known.plaintext_len)).transpose() {
             Ok(range) => range.unwrap_or(0..known.plaintext_len),
             Err(error) => return Err(generic(path, &error.to_string())),
@@ -89,7 +89,7 @@ impl<S: ObjectStore> Inner<S> {
             let (known, is_kept) = self.known(path, &options, attempt).await?;
             let part = match range.as_range(known.plaintext_len) {
                 Ok(part) => part,
-                // The object may be another one by now.
+                // Somebody may have overwritten the object.
                 Err(_) if is_kept => {
                     self.heads.forget(path);
                     continue;
@@ -97,7 +97,7 @@ impl<S: ObjectStore> Inner<S> {
                 Err(error) => return Err(generic(path, &error.to_string())),
             };
             match check_id(path, &known.head, demanded) {
-                // What is demanded may have been written since.
+                // The required version may have been written since.
                 Err(_) if is_kept => {
                     self.heads.forget(path);
                     continue;
@@ -195,9 +195,9 @@ impl<S: ObjectStore> Inner<S> {
         }
     }
 
-    /// Returns the head of the version that is wanted, and whether it was kept. Only the first
-    /// attempt relies on one that is kept: after a failure it may be there again, by another reader
-    /// that is about to fail too, and the failure itself has to come out.
+    /// Returns the head of the wanted version, and whether it was cached. Only the first attempt
+    /// relies on a cached head. After a failure, another reader that is about to fail may have
+    /// cached it again, and the failure itself has to surface.
     async fn known(
         &self,
         path: &Path,
@@ -213,7 +213,7 @@ impl<S: ObjectStore> Inner<S> {
         Ok((self.fetch_head(path, options.clone()).await?.known, false))
     }
 
-    /// Asks for the head of an object.
+    /// Requests the head of an object.
     pub(super) async fn fetch_head(
         &self,
         path: &Path,
@@ -247,7 +247,7 @@ impl<S: ObjectStore> Inner<S> {
         let head = StreamHead::from_prefix(&bytes);
         let (head_len, chunk_size) = match &head {
             Ok(head) => (head.len() as u64, head.chunk_size() as u64),
-            // It may be longer than those of this store, or nothing of this format.
+            // It may be longer than the heads of this store, or not in this format.
             Err(error) => return Err(sealing(path, error.clone())),
         };
         if (head_len, chunk_size) != (len, self.layout.chunk) {
@@ -263,7 +263,7 @@ impl<S: ObjectStore> Inner<S> {
         Ok(Arc::new(Known { head, meta, plaintext_len }))
     }
 
-    /// Asks for chunks of this version. `None` if the object is another one by now.
+    /// Requests chunks of this version. `None` if the object was overwritten.
     pub(super) async fn fetch(
         &self,
         path: &Path,
@@ -304,7 +304,8 @@ impl<S: ObjectStore> Inner<S> {
         Body { source, decryptor, heads, layout, object_len, chunks }
     }
 
-    /// Has the envelope look up the key, in every read: it decides who may, and for how long.
+    /// Has the envelope look up the key in every read, since it decides who may read, and for how
+    /// long.
     pub(super) async fn decryptor(
         &self,
         path: &Path,
@@ -319,7 +320,7 @@ impl<S: ObjectStore> Inner<S> {
     }
 }
 
-/// What a caller demands by extensions.
+/// Returns the caller and the content id that the extensions require.
 fn wishes(extensions: &Extensions) -> (Option<Caller>, Option<ContentId>) {
     (extensions.get().cloned(), extensions.get().copied())
 }
@@ -334,8 +335,8 @@ fn check_id(path: &Path, head: &StreamHead, demanded: Option<ContentId>) -> Resu
     }
 }
 
-/// Returns whether a request with these conditions may rely on a head that is kept: the request for
-/// the chunks then has the tag of that version as its only condition.
+/// Returns whether a request with these conditions may rely on a cached head: the request for the
+/// chunks then has that version's tag as its only condition.
 fn is_answered_by(options: &GetOptions, known: &Known) -> bool {
     let GetOptions { if_match, if_none_match, if_modified_since, if_unmodified_since, .. } =
         options;
@@ -346,8 +347,8 @@ fn is_answered_by(options: &GetOptions, known: &Known) -> bool {
     !others && if_match.as_deref().is_none_or(|tag| known.strong_tag() == Some(tag))
 }
 
-/// Returns whether another head of the object could open where a kept one did not: its wrapped keys
-/// may have been rewrapped, and their KEK disabled since, or damaged on their way.
+/// Returns whether another head of the object might open if a cached one did not: its wrapped keys
+/// may have been rewrapped and their KEK disabled since, or they were damaged in transit.
 fn may_be_outdated(error: &Error) -> bool {
     let kind = sealing_error(error).map(waxseal::Error::kind);
     matches!(
@@ -395,7 +396,7 @@ fn merged(ranges: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
 }
 
 /// Returns whether a chunk is in one of these ranges, which are in order and do not overlap. There
-/// may be as many as chunks, so they are not searched one by one.
+/// may be as many ranges as chunks, so they are not searched one by one.
 fn is_within(ranges: &[Range<u64>], chunk: u64) -> bool {
     let at = ranges.partition_point(|range| range.end <= chunk);
     ranges.get(at).is_some_and(|range| range.contains(&chunk))

@@ -1,9 +1,8 @@
-//! Rewraps of objects: a new head, and the chunks as they are.
+//! Rewraps of objects: a new head, and unchanged chunks.
 //!
-//! `object_store` has no copy of a part of an object (S3's `UploadPartCopy`) in its trait. Where
-//! nothing was set that [can do it](super::ReplaceStart), the chunks go through this process,
-//! encrypted as they are. On their way they are authenticated, so that no object is replaced by one
-//! that was damaged.
+//! The `object_store` trait cannot copy a part of an object (S3's `UploadPartCopy`). Unless
+//! something was set that [can](super::ReplaceStart), the encrypted chunks pass through this
+//! process. They are authenticated on the way, so that no object is replaced by a damaged one.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -27,28 +26,28 @@ use super::heads::Known;
 use super::keys::ObjectKeys;
 use super::store::{ContentId, Inner, SealedStore};
 
-/// How often an object is tried that others overwrite meanwhile.
+/// How often a rewrap is repeated because others overwrite the object meanwhile.
 const TRIES: usize = 5;
-/// The most parts of an upload, with some to spare, and their least length.
+/// The maximum number of parts of an upload, with some to spare, and their minimum length.
 const MOST_PARTS: u64 = 9_000;
 const LEAST_PART: u64 = 8 << 20;
-/// What S3 takes.
+/// S3's limit.
 const LARGEST_PART: u64 = 5 << 30;
-/// How much of a large object one request asks for. Clients give a request 30 seconds and some
+/// How much of a large object one request asks for. Clients allow a request 30 seconds and some
 /// retries, whatever its length, and this one waits for uploads.
 const PORTION: u64 = 16 << 20;
 
-/// What became of an object.
+/// The outcome for an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Rewrapped {
     /// It has a new head.
     Changed,
-    /// Its wrapped keys are those that they would become. Nothing was written.
+    /// Its wrapped keys are already current. Nothing was written.
     Unchanged,
 }
 
-/// How a prefix is rewrapped. Options that are not set have their defaults.
+/// How a prefix is rewrapped. Unset options have their defaults.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RewrapOptions {
@@ -66,7 +65,7 @@ impl Default for RewrapOptions {
 }
 
 impl RewrapOptions {
-    /// Begins behind this path, where an earlier walk stopped: [`RewrapProgress::next`].
+    /// Begins after this path, where an earlier run stopped: [`RewrapProgress::next`].
     #[must_use]
     pub fn after(mut self, path: Path) -> Self {
         self.after = Some(path);
@@ -82,17 +81,17 @@ impl RewrapOptions {
     }
 
     /// Sets how many objects are between two reports: 1 to 10,000, by default 100. Their heads are
-    /// rewrapped together: objects with one DEK and the same wrapped keys cost the calls of one.
+    /// rewrapped together, so objects with one DEK and the same wrapped keys cost the calls of one.
     #[must_use]
     pub fn page(mut self, objects: usize) -> Self {
         self.page = objects.clamp(1, 10_000);
         self
     }
 
-    /// Leaves out the authentication of the chunks that go through the process, for a process whose
-    /// policy refuses `decrypt`. The store then has to be trusted to serve what it holds: a damaged
-    /// answer is written back. **The key service still has to let this process unwrap**: new
-    /// wrapped keys are checked before the old ones go.
+    /// Skips the authentication of chunks that pass through the process, for a process whose policy
+    /// refuses `decrypt`. The store must then be trusted to serve what it holds, since a damaged
+    /// answer is written back. **The key service must still allow this process to unwrap**: new
+    /// wrapped keys are checked before the old ones are dropped.
     #[must_use]
     pub fn unverified(mut self) -> Self {
         self.verify = false;
@@ -100,52 +99,53 @@ impl RewrapOptions {
     }
 }
 
-/// How far a walk is.
+/// The progress of a run.
 #[derive(Default, Debug)]
 #[non_exhaustive]
 pub struct RewrapProgress {
     /// Objects with a new head.
     pub rewrapped: u64,
-    /// Objects that needed none.
+    /// Objects that did not need a new head.
     pub unchanged: u64,
-    /// Objects that were left as they are, because of an error.
+    /// Objects that were left unchanged because of an error.
     pub failed: u64,
-    /// Objects that were deleted after they had been listed.
+    /// Objects that were deleted after they were listed.
     pub gone: u64,
     /// Bytes of the encrypted objects with a new head.
     pub bytes: u64,
-    /// Everything up to this path is done, or has failed. `None` before the first page, and where
-    /// the store lists in no order: there a walk begins at the beginning again, and finds what is
-    /// done unchanged.
+    /// Everything up to this path is done or has failed. `None` before the first page, and if the
+    /// store lists in no order. In that case another run starts from the beginning, and finds
+    /// finished objects unchanged.
     pub next: Option<Path>,
     /// The failures since the last report.
     pub failures: Vec<(Path, Error)>,
 }
 
 impl<S: ObjectStore> SealedStore<S> {
-    /// Has the wrapped keys of an object be those of the current writing KEKs of its envelope
+    /// Rewraps the wrapped keys of an object under the current writing KEKs of its envelope
     /// ([`Envelope::rewrap_head`](waxseal::Envelope::rewrap_head)).
     ///
     /// The plaintext, the [`ContentId`] and the attributes stay. **Tags and the storage class are
-    /// lost**: they cannot be read by `object_store`. If somebody overwrites the object meanwhile,
-    /// the newer one is rewrapped. Up to [`single_put`](super::SealedStoreBuilder::single_put) the
-    /// object is replaced only if it is unchanged; a larger one, or any where the store cannot do
-    /// that, is looked at again just before it is replaced, so that a writer in that moment loses
-    /// its object, and one that is deleted in that moment is there again.
+    /// lost**, since `object_store` cannot read them. If somebody overwrites the object meanwhile,
+    /// the newer one is rewrapped. An object of up to
+    /// [`single_put`](super::SealedStoreBuilder::single_put) is replaced only if it is unchanged. A
+    /// larger one, or any if the store does not support that, is checked again just before it is
+    /// replaced. A writer in that moment loses its object, and an object deleted in that moment
+    /// reappears.
     ///
     /// With [`replace_start_by`](super::SealedStoreBuilder::replace_start_by), only the beginning
-    /// of a large object goes through this process.
+    /// of a large object passes through this process.
     ///
     /// # Errors
-    /// Those of the store and of the envelope. The object is as it was then, or rewrapped.
+    /// Those of the store and of the envelope. The object is then unchanged, or rewrapped.
     pub async fn rewrap(&self, path: &Path) -> Result<Rewrapped> {
         let options = RewrapOptions { caller: self.caller.clone(), ..Default::default() };
         self.shared.rewrap_one(path, &options).await
     }
 
-    /// Rewraps all objects under a prefix, as [`rewrap`](Self::rewrap) does, and reports after each
-    /// page. An object that fails does not stop the walk. It reads the list once before, to know
-    /// whether the store lists in an order in which a walk can go on.
+    /// Rewraps all objects under a prefix, like [`rewrap`](Self::rewrap), and reports after each
+    /// page. An object that fails does not stop the run. It first reads the list once, to find out
+    /// whether the store lists in an order in which a run can resume.
     ///
     /// ```
     /// # use waxseal_object_store::v0_14::{ObjectKeys, RewrapOptions, SealedStore};
@@ -158,7 +158,7 @@ impl<S: ObjectStore> SealedStore<S> {
     /// # let store = SealedStore::builder(InMemory::new(), keys).build()?;
     /// store.put(&Path::from("exports/1"), "text".into()).await?;
     /// kek.rotate()?;
-    /// let mut next = None; // To be kept, for a walk that goes on.
+    /// let mut next = None; // Keep it, to resume an interrupted run.
     /// let prefix = Path::from("exports");
     /// let done = store
     ///     .rewrap_prefix(Some(&prefix), RewrapOptions::default(), |so_far| {
@@ -173,7 +173,7 @@ impl<S: ObjectStore> SealedStore<S> {
     ///
     /// # Errors
     /// A list that cannot be read, and an outage of the key service. The last report says where to
-    /// go on. Look at [`RewrapProgress::failed`] too.
+    /// resume. Check [`RewrapProgress::failed`] too.
     pub async fn rewrap_prefix(
         &self,
         prefix: Option<&Path>,
@@ -190,7 +190,7 @@ impl<S: ObjectStore> SealedStore<S> {
             let (page, failure) = match pages.next().await {
                 None => return Ok(progress),
                 Some(Ok(page)) => (page, None),
-                // What came before it is done all the same.
+                // Everything before it is done.
                 Some(Err(error)) => (error.0, Some(error.1)),
             };
             for path in &page {
@@ -221,9 +221,9 @@ impl<S: ObjectStore> Inner<S> {
         listed.map_ok(|meta| meta.location).boxed()
     }
 
-    /// Reads the whole list: the first pages of a store that lists in no order (local files, S3
-    /// Express) may be in order by chance, and a walk that went on behind them would leave out what
-    /// is listed later.
+    /// Reads the whole list. The first pages of a store that lists in no order (local files, S3
+    /// Express) may be in order by chance, and a run that resumed after them would leave out
+    /// objects that are listed later.
     async fn lists_in_order(&self, prefix: Option<&Path>, after: Option<&Path>) -> Result<bool> {
         let (mut paths, mut last) = (self.paths(prefix, after), after.cloned());
         while let Some(path) = paths.try_next().await? {
@@ -313,7 +313,7 @@ impl<S: ObjectStore> Inner<S> {
         Ok(())
     }
 
-    /// Writes the object anew with another head. `None` if it is another one by now.
+    /// Writes the object again with another head. `None` if it was overwritten.
     async fn replace_head(
         self: &Arc<Self>,
         path: &Path,
@@ -344,7 +344,7 @@ impl<S: ObjectStore> Inner<S> {
         }
         let mut left = self.layout.chunks_of(&(0..known.plaintext_len), known.plaintext_len);
         let is_small = known.meta.size <= self.layout.object_len(self.single_put);
-        // Where no request can demand a version, one answer has one.
+        // If no request can require a version, one answer is of one version.
         let is_whole = is_small || known.strong_tag().is_none();
         let chunks = if is_whole { left.clone() } else { self.portion(&left) };
         left.start = chunks.end;
@@ -378,8 +378,8 @@ impl<S: ObjectStore> Inner<S> {
         done
     }
 
-    /// Asks for chunks of this version, as they are, and for its attributes. `None` if the object
-    /// is another one by now.
+    /// Requests chunks of this version, still encrypted, and its attributes. `None` if the object
+    /// was overwritten.
     async fn chunks_as_they_are(
         &self,
         path: &Path,
@@ -405,8 +405,8 @@ impl<S: ObjectStore> Inner<S> {
         chunks.start..chunks.end.min(chunks.start.saturating_add(most))
     }
 
-    /// Uploads everything but the end of the upload itself: a head, the chunks in `rest`, and those
-    /// that are `left`. `false` if the object was overwritten meanwhile.
+    /// Uploads everything except the end of the upload itself: a head, the chunks in `rest`, and
+    /// those that are `left`. `false` if the object was overwritten meanwhile.
     async fn write_parts(
         &self,
         upload: &mut Box<dyn MultipartUpload>,
@@ -418,7 +418,7 @@ impl<S: ObjectStore> Inner<S> {
     ) -> Result<bool> {
         let part_len = LEAST_PART.max(known.meta.size / MOST_PARTS + 1);
         let part_len = usize::try_from(part_len.min(LARGEST_PART)).unwrap_or(usize::MAX);
-        // It grows by what comes, not by what the store says that there is.
+        // It grows by what arrives, not by what the store claims.
         let mut part = first.to_vec();
         loop {
             while let Some(mut chunk) = rest.next(path).await? {
@@ -451,8 +451,8 @@ impl<S: ObjectStore> Inner<S> {
         object: PutPayload,
         attributes: Attributes,
     ) -> Result<Option<Rewrapped>> {
-        // Right before it, since there are stores that overlook the condition: what others wrote
-        // while this one was read is not lost there.
+        // Right before it, since some stores ignore the condition. So what others wrote while this
+        // one was read is not lost there.
         if !self.latest_head(path).await?.is_of(&known.meta) {
             return Ok(None);
         }
@@ -473,8 +473,8 @@ impl<S: ObjectStore> Inner<S> {
     }
 }
 
-/// Notes the failure of one object, or stops the walk where the next would fail too. An object that
-/// is not there any more is none.
+/// Records the failure of one object, or stops the run if the next would fail too. A deleted object
+/// is not a failure.
 fn fail(progress: &mut RewrapProgress, path: &Path, error: Error) -> Result<()> {
     if sealing_error(&error).is_some_and(waxseal::Error::is_retryable) {
         return Err(error);
@@ -488,12 +488,12 @@ fn fail(progress: &mut RewrapProgress, path: &Path, error: Error) -> Result<()> 
     Ok(())
 }
 
-/// The chunks of an answer, as they are.
+/// The chunks of an answer, still encrypted.
 struct Rest {
     source: Source,
     decryptor: Option<waxseal::StreamDecryptor>,
     layout: super::layout::Layout,
-    /// Those of this answer that are left.
+    /// The remaining chunks of this answer.
     chunks: Range<u64>,
     len: u64,
 }

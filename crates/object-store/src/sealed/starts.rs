@@ -1,4 +1,4 @@
-//! New beginnings of objects, whose rest the store copies by itself.
+//! New beginnings of objects, while the store copies the rest.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -10,34 +10,33 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-/// Gives an object a new beginning, and has the store copy the rest by itself: how rewraps of large
-/// objects do without their chunks. Set by
+/// Gives an object a new beginning, and makes the store copy the rest, so that rewraps of large
+/// objects need not transfer their chunks. Set by
 /// [`replace_start_by`](super::SealedStoreBuilder::replace_start_by).
 ///
-/// `v0_14::S3ReplaceStart` does it for S3. Others can, by `UploadPartCopy` of an SDK of S3, by
-/// `compose` of Google Cloud Storage, or by `Put Block From URL` of Azure.
+/// `v0_14::S3ReplaceStart` does it for S3. Other implementations can use `UploadPartCopy` of an S3
+/// SDK, `compose` of Google Cloud Storage, or `Put Block From URL` of Azure.
 #[async_trait]
 pub trait ReplaceStart: fmt::Debug + Send + Sync + 'static {
-    /// Returns how many bytes a new beginning has at least, in an object of `object_len` bytes. S3
-    /// demands 5 MiB of every part but the last. What is given has up to one chunk more, and is in
-    /// memory. `None` has objects of this length go through the process.
+    /// Returns the minimum length of a new beginning, in an object of `object_len` bytes. S3
+    /// requires 5 MiB of every part except the last. The beginning that is passed has up to one
+    /// chunk more, and is in memory. With `None`, objects of this length pass through the process.
     fn start_len(&self, object_len: u64) -> Option<u64>;
 
     /// Replaces the first bytes of an object, as many as there are new ones, if it is still the
-    /// version that [`e_tag`](StartChange::e_tag) names. The bytes behind are those of this
-    /// version, and the new object has the [`attributes`](StartChange::attributes). Whoever reads
-    /// the object sees the old one or the new one.
+    /// version that [`e_tag`](StartChange::e_tag) names. The bytes after them stay those of this
+    /// version, and the new object has the [`attributes`](StartChange::attributes). Readers see the
+    /// old object or the new one.
     ///
-    /// Right before the new object takes the place of the old one,
-    /// [`is_unchanged`](StartChange::is_unchanged) is to be asked, unless the store itself replaces
-    /// it only if it is unchanged. A future that is dropped, and one that fails, leave nothing
-    /// behind.
+    /// Right before the new object replaces the old one, call
+    /// [`is_unchanged`](StartChange::is_unchanged), unless the store itself replaces it only if it
+    /// is unchanged. A future that is dropped or fails must leave nothing behind.
     ///
     /// # Errors
-    /// [`Precondition`] if it is another version by now: then the newer one is rewrapped.
-    /// [`NotSupported`] and [`NotImplemented`] if it cannot be done here: then the object goes
-    /// through the process. Others are those of the rewrap, where [`NotFound`] means that the
-    /// object is gone only if a last look does not find it either.
+    /// [`Precondition`] if it is another version now: then the newer one is rewrapped.
+    /// [`NotSupported`] and [`NotImplemented`] if it cannot be done here: then the object passes
+    /// through the process. Other errors become those of the rewrap. [`NotFound`] means that the
+    /// object is gone only if a last check does not find it either.
     ///
     /// [`NotFound`]: super::api::Error::NotFound
     /// [`NotImplemented`]: super::api::Error::NotImplemented
@@ -48,7 +47,7 @@ pub trait ReplaceStart: fmt::Debug + Send + Sync + 'static {
 
 pub(super) type Look = dyn Fn() -> BoxFuture<'static, Result<bool>> + Send + Sync;
 
-/// What [`ReplaceStart::replace_start`] is to do.
+/// The task of [`ReplaceStart::replace_start`].
 #[derive(Clone)]
 pub struct StartChange {
     pub(super) path: Path,
@@ -60,7 +59,7 @@ pub struct StartChange {
 }
 
 impl StartChange {
-    /// Returns the path of the object, as the inner store has it.
+    /// Returns the path of the object in the inner store.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -72,14 +71,13 @@ impl StartChange {
         &self.start
     }
 
-    /// Returns how many bytes the object has, before and after.
+    /// Returns the length of the object in bytes, which stays the same.
     #[must_use]
     pub fn object_len(&self) -> u64 {
         self.object_len
     }
 
-    /// Returns the tag of the version that is to be changed, as the store gave it. It is a strong
-    /// one.
+    /// Returns the tag of the version to change, as the store returned it. It is a strong one.
     #[must_use]
     pub fn e_tag(&self) -> &str {
         &self.e_tag
@@ -91,7 +89,7 @@ impl StartChange {
         &self.attributes
     }
 
-    /// Looks at the object again, by one request: whether it is still this version.
+    /// Checks by one request whether the object is still this version.
     ///
     /// # Errors
     /// Those of the store.

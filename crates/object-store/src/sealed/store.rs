@@ -23,9 +23,10 @@ use super::keys::{Binding, KeysOf, ObjectKeys};
 use super::layout::Layout;
 use super::starts::ReplaceStart;
 
-/// An [`ObjectStore`] that encrypts what it puts into another, and decrypts what it gets.
+/// An [`ObjectStore`] that encrypts everything it puts into another store, and decrypts everything
+/// it gets from it.
 ///
-/// A clone is a pointer or two. The [module's page](super::super) says what may be relied on.
+/// A clone is a pointer or two. The [module's page](super::super) lists the guarantees.
 pub struct SealedStore<S> {
     pub(super) shared: Arc<Inner<S>>,
     pub(super) caller: Option<Caller>,
@@ -43,12 +44,12 @@ pub(super) struct Inner<S> {
     pub(super) starts: Option<Arc<dyn ReplaceStart>>,
 }
 
-/// Which object this is: 32 bytes that every written object has anew, and nobody without its DEK
-/// can give to another (its [commitment](StreamHead::commitment)).
+/// The identity of an object: 32 bytes that are new for every written object, and that nobody
+/// without its DEK can give to another (its [commitment](StreamHead::commitment)).
 ///
 /// It is in the extensions of the results of `put_opts`, of a completed upload, and of `get_opts`.
-/// Kept elsewhere, as in a catalogue, and given in the extensions of
-/// [`GetOptions`], it has a store serve this object or none:
+/// Store it elsewhere, such as in a catalogue, and pass it in the extensions of [`GetOptions`]. The
+/// read then returns this object or fails:
 ///
 /// ```
 /// # use waxseal_object_store::v0_14::{ContentId, ObjectKeys, SealedStore};
@@ -69,7 +70,7 @@ pub(super) struct Inner<S> {
 pub struct ContentId([u8; 32]);
 
 impl ContentId {
-    /// Makes an id of what [`as_bytes`](Self::as_bytes) returned.
+    /// Makes an id from what [`as_bytes`](Self::as_bytes) returned.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -95,12 +96,13 @@ impl fmt::Debug for ContentId {
 }
 
 impl<S: ObjectStore> SealedStore<S> {
-    /// Returns this store on behalf of a caller: the policies of its envelopes and their observers
-    /// are told who it is, in every operation that reads or writes content, and so in those that
-    /// have no place for a caller: `get_ranges`, and what a library like DataFusion does with the
-    /// store that it was given. A [`Caller`] in the extensions of an operation stands above it.
+    /// Returns this store on behalf of a caller. The policies and observers of its envelopes see
+    /// the caller in every operation that reads or writes content, including those without a
+    /// parameter for a caller: `get_ranges`, and everything that a library like DataFusion does
+    /// with the store. A [`Caller`] in the extensions of an operation takes precedence.
     ///
-    /// It costs two counters, and shares the kept heads. Make one for each request that is served:
+    /// It costs two counters, and shares the cached heads. Make one for each request that is
+    /// served:
     ///
     /// ```
     /// # use waxseal::Caller;
@@ -117,11 +119,11 @@ impl<S: ObjectStore> SealedStore<S> {
         Self { shared: self.shared.clone(), caller: Some(caller.clone()) }
     }
 
-    /// Asks the store for the [`ContentId`] of an object. It asks for no key, so it is what the
-    /// store says: reads that demand it check it.
+    /// Asks the store for the [`ContentId`] of an object. It needs no key, so the id is only what
+    /// the store claims. Reads that require it verify it.
     ///
     /// # Errors
-    /// Those of the store, and of an object that is none of this store.
+    /// Those of the store, and for an object that is not of this store.
     pub async fn content_id(&self, path: &Path) -> Result<ContentId> {
         let answer = self.shared.fetch_head(path, GetOptions::new()).await?;
         Ok(ContentId::of(&answer.known.head))
@@ -155,13 +157,13 @@ impl<S> Inner<S> {
     }
 }
 
-/// Puts the length of the plaintext in place of that of the object.
+/// Replaces the length of the object with that of the plaintext.
 fn in_plaintext(layout: Layout, mut meta: ObjectMeta) -> Result<ObjectMeta> {
     meta.size = layout.plaintext_len(meta.size).ok_or_else(|| no_object(&meta))?;
     Ok(meta)
 }
 
-/// What was not written by such a store is not left out in silence.
+/// Returns the error for an object that no such store wrote, so that it is not silently left out.
 pub(super) fn no_object(meta: &ObjectMeta) -> Error {
     let detail = format!(
         "{} bytes, which no object of this store has: is it plaintext, cut, or of another chunk_size \

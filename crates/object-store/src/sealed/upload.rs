@@ -1,8 +1,8 @@
 //! Multipart uploads.
 //!
 //! Parts are encrypted in the order of the calls of `put_part`, whatever the order in which their
-//! futures are polled. What is encrypted is cut anew: parts of at least 5 MiB, as S3 demands, and
-//! of one length, as others do, unless those that are given grow.
+//! futures are polled. The encrypted bytes are split again, into parts of at least 5 MiB, as S3
+//! requires, and of one length, as other services require, unless the given parts grow.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -27,7 +27,7 @@ use super::heads::Heads;
 use super::layout::Layout;
 use super::store::{ContentId, Inner};
 
-/// What S3 demands of every part but the last, and what it allows.
+/// S3's minimum for every part except the last, and its maximum.
 const LEAST_PART: u64 = 5 << 20;
 const LARGEST_PART: u64 = 5 << 30;
 
@@ -55,7 +55,7 @@ impl<S: ObjectStore> Inner<S> {
     }
 }
 
-/// Where the writer of a stream leaves what it encrypted.
+/// The buffer of the encrypted bytes.
 #[derive(Clone, Default)]
 struct Out(Arc<Mutex<Vec<u8>>>);
 
@@ -83,10 +83,10 @@ pub(super) struct SealedUpload {
     writer: Option<StreamWriter<Out>>,
     out: Out,
     layout: Layout,
-    /// The length of every part but the last: by that of the longest that was given so far. So
-    /// there are no more of them than were given, of which a store takes 10,000.
+    /// The length of every part except the last, from the longest part given so far. So there are
+    /// no more of them than were given, of which a store accepts 10,000.
     part_len: Option<usize>,
-    /// Parts that were given to the store, and those that it has.
+    /// The parts sent to the store, and those that it has.
     begun: usize,
     uploaded: Arc<AtomicUsize>,
     id: Option<ContentId>,
@@ -95,7 +95,7 @@ pub(super) struct SealedUpload {
 
 impl SealedUpload {
     fn encrypt(&mut self, data: &PutPayload) -> Result<()> {
-        // Gone if this fails: then nothing completes the upload.
+        // Removed if this fails: then nothing can complete the upload.
         let mut writer = self.writer.take().ok_or_else(|| self.over())?;
         for bytes in data {
             writer.write_all(bytes).map_err(|error| writing(&self.path, &error))?;
@@ -104,7 +104,7 @@ impl SealedUpload {
         Ok(())
     }
 
-    /// Takes the next part out of what is encrypted, if it is all there.
+    /// Takes the next part from the encrypted bytes, if it is complete.
     fn next_part(&mut self) -> Result<Option<Bytes>> {
         let Some(len) = self.part_len else { return Ok(None) };
         self.read_id()?;
@@ -114,7 +114,7 @@ impl SealedUpload {
         }))
     }
 
-    /// Notes the id, which the first bytes have.
+    /// Reads the id from the first bytes.
     fn read_id(&mut self) -> Result<()> {
         if self.id.is_none() {
             let head = self.out.with(|out| {
@@ -168,7 +168,7 @@ impl MultipartUpload for SealedUpload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        // Gone at once: what was given up half-way is not completed by a second call.
+        // Removed at once: a second call must not complete an upload that was abandoned half-way.
         let writer = self.writer.take().ok_or_else(|| self.over())?;
         if self.uploaded.load(Ordering::SeqCst) != self.begun {
             let detail =

@@ -11,7 +11,7 @@ use super::errors::{sealing, writing};
 use super::extras::tell;
 use super::store::{ContentId, Inner};
 
-/// How much is encrypted before other tasks have their turn.
+/// How much is encrypted before other tasks get their turn.
 const STEP: usize = 256 << 10;
 
 impl<S: ObjectStore> Inner<S> {
@@ -26,7 +26,7 @@ impl<S: ObjectStore> Inner<S> {
         self.put_sealed(path, sealed.into(), options, id).await
     }
 
-    /// Writes an object that is encrypted already.
+    /// Writes an object that is already encrypted.
     pub(super) async fn put_sealed(
         &self,
         path: &Path,

@@ -1,7 +1,7 @@
-//! What S3 answers to requests that this crate makes itself, in XML.
+//! S3's answers, in XML, to requests that this crate makes itself.
 //!
-//! The name of the root decides what an answer is, whatever its status: S3 answers long requests
-//! with 200 before it knows how they end.
+//! The name of the root element decides what an answer is, whatever its status: S3 answers long
+//! requests with 200 before it knows how they end.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use quick_xml::de::Deserializer;
 use quick_xml::escape::escape;
 use serde::Deserialize;
 
-/// The longest tag, code and so on that is believed.
+/// The maximum length of a tag, a code and so on.
 const LONGEST: usize = 1024;
 
 #[derive(Deserialize, PartialEq, Eq, Debug)]
@@ -43,7 +43,7 @@ pub(super) struct Part {
     pub(super) size: u64,
     #[serde(rename = "ETag")]
     pub(super) e_tag: String,
-    /// Those that `object_store` can have an upload demand.
+    /// The checksums that `object_store` can require of an upload.
     #[serde(rename = "ChecksumSHA256")]
     checksum_sha256: Option<String>,
     #[serde(rename = "ChecksumCRC64NVME")]
@@ -65,7 +65,7 @@ impl Part {
 }
 
 impl Answer {
-    /// Reads an answer. `None` if it is none that S3 gives.
+    /// Reads an answer. `None` if S3 gives no such answer.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         // S3 sends white space before the document while a long request is under way.
         let text = std::str::from_utf8(bytes).ok()?.trim();
@@ -92,7 +92,7 @@ fn is_word(text: &str) -> bool {
 }
 
 impl Refusal {
-    /// Returns what it says, fit for a log.
+    /// Returns its content, fit for a log.
     pub(super) fn says(&self) -> String {
         let message = self.message.chars().filter(|c| !c.is_control()).take(LONGEST);
         format!("{}: {}", self.code, message.collect::<String>())
@@ -118,7 +118,7 @@ pub(super) fn completion(parts: &[Part]) -> String {
         ];
         for (name, value) in sums {
             if let Some(value) = value {
-                // A String takes everything.
+                // Writing to a String cannot fail.
                 let _ = write!(text, "<{name}>{}</{name}>", escape(value));
             }
         }

@@ -109,7 +109,7 @@ async fn the_store_conforms_on_ministack() {
     conforms_on(S3::ministack()).await;
 }
 
-/// Each task has a store of its own.
+/// Each task has its own store.
 async fn races(open: impl Fn() -> ObjectKeyStore) {
     const TASKS: u32 = 32;
     let store = open();

@@ -1,4 +1,4 @@
-//! What an operator, an outage and another program's objects come to.
+//! How the store handles an operator's changes, an outage and another program's objects.
 
 use std::time::{Duration, Instant};
 

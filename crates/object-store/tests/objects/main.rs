@@ -22,7 +22,7 @@ fn s3_builder(url: &str, bucket: &str) -> ObjectKeyStoreBuilder {
         .option("aws_secret_access_key", SECRET)
 }
 
-/// A store with connections of its own.
+/// A store with its own connections.
 fn s3(url: &str, bucket: &str, timeout: Duration) -> ObjectKeyStore {
     s3_builder(url, bucket).timeout(timeout).build().unwrap()
 }
@@ -32,7 +32,7 @@ fn local(folder: &std::path::Path) -> ObjectKeyStore {
     ObjectKeyStore::builder(url).timeout(Duration::from_secs(60)).build().unwrap()
 }
 
-/// The row of a branch key, each with an id of its own.
+/// The row of a branch key, each with its own id.
 fn row(branch: u8, period: i64, number: u32) -> StoredRow {
     let entry = WrappedDek::new(KekId::new("local:root").unwrap(), vec![7; 76]).unwrap();
     let keys = WrappedKeys::new([entry]).unwrap();

@@ -60,7 +60,7 @@ async fn a_large_object_is_encrypted_anew_in_parts() {
     assert!(get(&sealed, &Path::from("c")).await.is_err());
 }
 
-/// Requests for a portion each, of one version, which go on where they failed.
+/// Requests for a portion each, of one version, which continue where they failed.
 #[tokio::test]
 async fn a_copy_asks_for_portions_and_goes_on_where_one_failed() {
     let scripted = Scripted::new(InMemory::new());

@@ -1,4 +1,4 @@
-//! A policy decides in every read and write, also where head and DEK are in memory.
+//! A policy decides in every read and write, even if head and DEK are in memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use waxseal::{Access, Caller, Envelope, ErrorKind, Event, Observer, kek::local::
 
 use super::ground::*;
 
-/// One service may do everything, and nobody else anything.
+/// One service may do everything, and all others nothing.
 #[derive(Debug)]
 struct BillingOnly;
 
@@ -73,7 +73,7 @@ async fn a_kept_head_and_a_cached_dek_serve_nobody_whom_the_policy_denies() {
         let options = PutMultipartOptions { extensions: acting(service), ..Default::default() };
         sealed.put_multipart_opts(&other, options).await
     };
-    // Encrypted anew for its other path: read and written.
+    // Encrypted again for its other path: read and written.
     let copy = async |service| {
         let options = CopyOptions::new().with_extensions(acting(service));
         sealed.copy_opts(&path, &other, options).await
@@ -92,7 +92,7 @@ async fn a_kept_head_and_a_cached_dek_serve_nobody_whom_the_policy_denies() {
             assert!(is_denied(begin(service).await));
             assert!(is_denied(copy(service).await));
         }
-        // It has no place for a caller, so nobody asks.
+        // It has no place for a caller, so the policy is not asked.
         assert!(is_denied(sealed.get_ranges(&path, &[0..1, 5000..5010]).await));
     }
 }
@@ -156,7 +156,7 @@ const WAYS: [&str; 14] = [
     "rewrap prefix",
 ];
 
-/// Does it, at paths in a folder of its own.
+/// Does it, at paths in its own folder.
 async fn do_it(store: &Store, plain: &Store, way: &str) -> object_store::Result<()> {
     let [from, other, same] = ["x/one", "x/two", "y/one"].map(Path::from);
     for path in [&other, &same] {
@@ -198,7 +198,7 @@ async fn do_it(store: &Store, plain: &Store, way: &str) -> object_store::Result<
             let done = store.rewrap_prefix(None, RewrapOptions::default(), |_| {}).await?;
             match done.failed {
                 0 => Ok(()),
-                // The failures were reported; by itself each says why.
+                // The failures were reported; asked separately, each says why.
                 _ => store.rewrap(&from).await.map(drop),
             }
         }
@@ -238,7 +238,7 @@ async fn a_store_that_acts_for_a_caller_names_it_in_every_way_and_no_decision_se
         }
         plain.inner().put(&from, object.into()).await.unwrap();
         for (store, service) in [(&reporting, Some("reporting")), (&plain, None)] {
-            // The policy's memory of this denial is no denial of another.
+            // A cached denial for this caller does not deny another one.
             for _ in 0..2 {
                 let before = plain.inner().get(&from).await.unwrap().bytes().await.unwrap();
                 assert!(is_denied(do_it(store, &plain, way).await), "{way} for {service:?}");
@@ -251,17 +251,17 @@ async fn a_store_that_acts_for_a_caller_names_it_in_every_way_and_no_decision_se
         }
         do_it(&archive, &plain, way).await.unwrap();
     }
-    // What names a caller itself stands above.
+    // A caller that the options name takes precedence.
     let read = async |store: &Store, service| {
         let options = GetOptions::new().with_extensions(acting(Some(service)));
         store.get_opts(&from, options).await
     };
     assert!(read(&reporting, "billing").await.is_ok() && read(&plain, "billing").await.is_ok());
     assert!(is_denied(read(&billing, "reporting").await));
-    // A clone is the same, and one for another caller is for that one alone.
+    // A clone acts for the same caller, and a store for another caller acts only for that caller.
     assert!(billing.clone().get(&from).await.is_ok());
     assert!(is_denied(billing.acting_for(&caller("reporting")).get(&from).await));
-    // What content is not touched by asks nobody, as without a caller.
+    // Operations that touch no content do not ask the policy, as without a caller.
     seen.asked.lock().unwrap().clear();
     reporting.head(&from).await.unwrap();
     reporting.list(None).next().await.unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! Data domains: what was written through the store of one opens through that of no other, by any
-//! way to read an object, also where both domains share everything that they can.
+//! Data domains: an object that was written through the store of one domain cannot be read through
+//! that of another, in any way, even if both domains share everything that they can.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -122,7 +122,7 @@ async fn tag(store: &Sealed, path: &Path) -> Option<String> {
     tag
 }
 
-/// In the same folder, and with the same name, so that the store moves it by itself where it may.
+/// In the same folder, and with the same name, so that the store itself moves it if it may.
 fn elsewhere(path: &Path) -> Path {
     let parts: Vec<_> = path.parts().collect();
     let (name, folder) = parts.split_last().unwrap();
@@ -155,8 +155,8 @@ fn caller() -> Caller {
     Caller::builder().service("billing").build().unwrap()
 }
 
-/// What follows the name of the method, behind a comma, tells one use of it from another. With it,
-/// the part of the object that is read.
+/// The text after the name of the method and a comma distinguishes its uses. With it, the part of
+/// the object that is read.
 fn ways() -> Vec<(&'static str, Range<u64>, Way)> {
     let ways: &[(&str, Range<u64>, Way)] = &[
         ("get_opts", 0..LEN, |store, path| Box::pin(read(store, path, GetOptions::new()))),
@@ -272,9 +272,9 @@ fn ways() -> Vec<(&'static str, Range<u64>, Way)> {
 enum Case {
     /// Both write to one bucket.
     OneBucket,
-    /// In place of one of `billing`'s own, of which head and DEK are in memory.
+    /// Instead of one of `billing`'s own, of which head and DEK are in memory.
     InPlaceOfOwn,
-    /// As that, but its chunks alone, behind the head of `billing`'s own.
+    /// The same, but only its chunks, after the head of `billing`'s own object.
     BehindOwnHead,
     /// Moved from folder to folder of one store, whose folders are domains.
     OtherFolder,
@@ -372,7 +372,8 @@ async fn read_if_there(store: &Sealed, path: &Path) -> Option<Result<Vec<u8>, Er
     if is_there { Some(read(store, path, GetOptions::new()).await) } else { None }
 }
 
-/// Sizes, times and ids are those of the bucket: they need no key, and tell nothing of the content.
+/// Sizes, times and ids are those of the bucket: they need no key, and reveal nothing about the
+/// content.
 #[tokio::test]
 async fn what_needs_no_key_tells_another_domain_what_the_bucket_tells_and_no_more() {
     let world = World::new(&DomainConfig::default()).await;
@@ -546,7 +547,7 @@ fn methods(source: &str, block: &str) -> BTreeSet<String> {
 /// So no method that reads is forgotten.
 #[test]
 fn the_table_names_every_way_to_read() {
-    // Those that write, delete, or tell what needs no key: the other tests here.
+    // Those that write, delete, or return what needs no key are in the other tests here.
     let others = [
         "acting_for",
         "builder",

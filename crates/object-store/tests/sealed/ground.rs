@@ -41,7 +41,7 @@ pub(crate) async fn get(store: &impl ObjectStore, path: &Path) -> object_store::
     store.get(path).await?.bytes().await
 }
 
-/// The id of what was just written: as the result tells it, and as the object has it.
+/// The id of what was just written: from the result, and from the object.
 pub(crate) async fn id_of<S: ObjectStore>(
     sealed: &SealedStore<S>,
     path: &Path,

@@ -140,7 +140,7 @@ async fn no_changed_bit_gets_through() {
         };
         world.meddle(move || Act::bytes(flip), &format!("byte {at}")).await;
     }
-    // Within chunks that are fetched by themselves.
+    // Within chunks that are fetched separately.
     for at in [0, 1, 4095, 4096, 4111] {
         let flip = move |bytes: &mut Vec<u8>| {
             if let Some(byte) = bytes.get_mut(at) {
@@ -215,7 +215,7 @@ async fn an_object_that_was_cut_or_extended_in_the_store_is_refused_where_its_en
             // Of a suffix another part may come before the failure: it counts from what the store says.
             assert!(how == 3 || expected(&plaintext, how).starts_with(&got), "{len}, way {how}");
         }
-        // A part in the middle is authentic by itself, or refused.
+        // A part in the middle is authenticated without the rest, or refused.
         let (got, result) = read(&sealed, &path, 1).await;
         assert!(result.is_err() || got == plaintext[5000..9000]);
         assert!(expected(&plaintext, 1).starts_with(&got));
@@ -405,7 +405,7 @@ async fn an_object_in_place_of_another_is_refused_where_the_aad_binds_it() {
             true => assert_eq!(kind(&got.unwrap_err()), Some(ErrorKind::Invalid), "{binding:?}"),
             false => assert_eq!(got.unwrap(), "of b", "{binding:?}"),
         }
-        // Whoever knows the id of an object gets it or nothing, whatever the binding.
+        // A reader that requires an id gets that object or nothing, with any binding.
         for range in [None, Some(GetRange::Bounded(0..2))] {
             for head in [false, true] {
                 let options = GetOptions::new().with_range(range.clone()).with_head(head);
@@ -457,7 +457,7 @@ async fn contexts_and_envelopes_go_by_the_path() {
     }
     let error = sealed.put(&Path::from("nobody/a"), "text".into()).await.unwrap_err();
     assert_eq!(kind(&error), Some(ErrorKind::InvalidContext));
-    // Between customers, an object is encrypted anew.
+    // Between customers, an object is encrypted again.
     sealed.copy(&paths[0], &paths[3]).await.unwrap();
     assert_eq!(get(&sealed, &paths[3]).await.unwrap(), "acme/a");
 }

@@ -25,7 +25,7 @@ mod suite;
 mod uploads;
 mod wire;
 
-/// The ids that results tell.
+/// The ids in results.
 fn told_by_put(put: &PutResult) -> Option<version::ContentId> {
     Some(*put.extensions.get().unwrap())
 }

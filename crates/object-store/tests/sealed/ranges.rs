@@ -33,7 +33,7 @@ fn case() -> impl Strategy<Value = (u64, Vec<GetRange>, usize)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Of every kind of range, cold and warm, in whatever pieces the answers come.
+    /// Every kind of range, cold and warm, with answers in any pieces.
     #[test]
     fn a_part_is_that_part_of_the_plaintext((len, ranges, pieces) in case()) {
         run(async {

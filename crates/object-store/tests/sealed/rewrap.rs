@@ -287,7 +287,7 @@ async fn an_object_that_is_deleted_during_a_walk_is_no_failure() {
         scripted.script(move |_, call| {
             let is_head = call.operation == "get" && call.range == Some(0..HEAD);
             let gone = match call.path.as_ref() {
-                // Before its head is read, and behind that.
+                // Before its head is read, and after that.
                 "1" if is_head => deleting(2),
                 "4" if is_head => deleting(4),
                 _ => return Act::Pass,
@@ -309,7 +309,7 @@ async fn an_object_that_is_deleted_during_a_walk_is_no_failure() {
     }
 }
 
-/// The first pages may be in order by chance. To go on behind them would leave out the others.
+/// The first pages may be in order by chance. Continuing after them would leave out the others.
 #[tokio::test]
 async fn where_the_store_lists_in_no_order_no_page_says_where_to_go_on() {
     let (keks, scripted) = (Keks::make(), Scripted::new(InMemory::new()));

@@ -26,7 +26,7 @@ pub(crate) fn s3(url: &str, bucket: &str) -> AmazonS3Builder {
         .with_copy_if_not_exists(S3CopyIfNotExists::Multipart)
 }
 
-/// Every store under a prefix of its own: SeaweedFS reserves much of the disk for each bucket.
+/// Every store under its own prefix: SeaweedFS reserves much of the disk for each bucket.
 fn prefixes(url: String) -> impl Fn() -> PrefixStore<AmazonS3> + Clone + Send + 'static {
     let next = Arc::new(AtomicUsize::new(0));
     move || {

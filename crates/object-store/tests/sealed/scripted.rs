@@ -1,4 +1,4 @@
-//! A store that notes what it is asked, and fails, lies and waits as it is told.
+//! A store that notes what it is asked, and fails, lies and waits on command.
 
 use std::fmt;
 use std::ops::Range;
@@ -42,11 +42,11 @@ pub(crate) enum Act {
     Hang,
     /// Does it, and never answers.
     HangAfter,
-    /// Answers, and breaks off after so many bytes of the body.
+    /// Answers, and breaks off after this many bytes of the body.
     Break(usize),
-    /// Answers in pieces of so many bytes.
+    /// Answers in pieces of this many bytes.
     Pieces(usize),
-    /// Lists so many objects last, and the others first.
+    /// Lists this many objects last, and the others first.
     Turn(usize),
     /// Answers another thing.
     Change(Change),
@@ -90,7 +90,7 @@ impl Scripted {
         &*self.0.inner
     }
 
-    /// Sets what becomes of calls. They are counted from 0 anew.
+    /// Sets what becomes of calls. They are counted from 0 again.
     pub(crate) fn script(&self, script: impl FnMut(usize, &Call) -> Act + Send + 'static) {
         self.take_calls();
         *self.0.script.lock().unwrap() = Box::new(script);

@@ -1,5 +1,5 @@
 //! Rewraps by a store that replaces the beginning of an object, and keeps the rest: what the sealed
-//! store asks of it, and makes of its answers. On S3 itself: start_on_s3.
+//! store asks of it, and how it handles the answers. On S3 itself: start_on_s3.
 
 use std::sync::{Arc, Mutex};
 
@@ -170,7 +170,7 @@ async fn only_the_beginning_of_an_object_comes_through_the_process() {
 async fn the_beginning_has_whole_chunks_and_something_stays_behind_it() {
     let chunks = (END - HEAD) / SEALED_CHUNK * CHUNK;
     for (least, len, given) in [
-        // Just before, at and behind the end of the chunks that are needed.
+        // Just before, at and after the end of the chunks that are needed.
         (Some(LEAST), chunks - 1, None),
         (Some(LEAST), chunks, Some(END)),
         (Some(LEAST), chunks + 1, Some(END)),
@@ -232,7 +232,7 @@ async fn a_failure_leaves_the_object_and_a_lost_answer_is_found_out() {
     for (answers, is_done) in [
         (Answers::Fails, false),
         (Answers::NotFound, false),
-        // A success that is none.
+        // A false success.
         (Answers::Idle, false),
         (Answers::Lost, true),
         (Answers::LostAndLate, true),
@@ -292,8 +292,8 @@ async fn an_object_that_others_overwrite_meanwhile_stays_theirs_and_is_rewrapped
     }
 }
 
-/// What goes through the process is authenticated, and what does not is not: it is refused by
-/// whoever reads it, as before.
+/// What goes through the process is authenticated, and what does not is not: readers refuse it, as
+/// before.
 #[tokio::test]
 async fn damage_in_the_first_chunks_is_refused_and_damage_behind_stays_what_it_is() {
     for (at, is_noticed) in [(HEAD + 100, true), (END - 1, true), (END, false), (END + 9000, false)]

@@ -51,7 +51,7 @@ const TESTS: [(&str, Test); 15] = [
     }),
 ];
 
-/// On a thread of its own, with a runtime of its own: returns whether it did not panic.
+/// On a separate thread, with its own runtime: returns whether it did not panic.
 pub(crate) fn passes(test: impl FnOnce() -> LocalBoxFuture<'static, ()> + Send + 'static) -> bool {
     let run = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

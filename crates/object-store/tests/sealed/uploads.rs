@@ -25,7 +25,7 @@ async fn is_absent(sealed: &SealedStore<Scripted>) -> bool {
     matches!(error, object_store::Error::NotFound { .. })
 }
 
-/// Uploads three parts of 6 MiB as a caller does who gives up at the first failure.
+/// Uploads three parts of 6 MiB, as a caller that gives up at the first failure.
 async fn upload(sealed: &SealedStore<Scripted>) -> object_store::Result<()> {
     let mut upload = sealed.put_multipart(&path()).await?;
     let text = plaintext(18 * MIB);
@@ -68,7 +68,8 @@ async fn parts_have_one_length_and_at_least_5_mib_but_the_last() {
     }
 }
 
-/// S3 takes 10,000 parts, so whoever uploads more than it knew gives longer ones on the way.
+/// S3 takes 10,000 parts, so a writer that uploads more than it expected gives longer parts on the
+/// way.
 #[tokio::test]
 async fn parts_grow_with_those_that_are_given_and_are_no_more() {
     for lengths in [vec![5, 5, 5, 10, 10, 20, 20, 1], vec![5, 9, 6, 5, 30, 5, 5], vec![1, 1, 8, 2]]
@@ -228,7 +229,7 @@ async fn after_its_end_an_upload_takes_nothing() {
     assert_eq!(get(&sealed, &path()).await.unwrap(), "");
 }
 
-/// Readers see one of the objects, whole, whoever writes at the same time.
+/// Readers see one of the objects, complete, even with concurrent writers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_writers_of_one_object_leave_one_of_two_objects() {
     let sealed = small(InMemory::new());

@@ -1,4 +1,4 @@
-//! What goes over the wire to S3: an HTTP client that counts, fails and lies as it is told.
+//! What goes over the wire to S3: an HTTP client that counts, fails and lies on command.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -37,7 +37,7 @@ pub(crate) enum Act {
     Hang,
     /// It arrives, and for a while nothing comes.
     HangAfter,
-    /// In place of the server's, without asking it.
+    /// Instead of the server's, without asking it.
     Answer(u16, String),
     /// The server's status, and another body.
     Body(String),
@@ -45,7 +45,7 @@ pub(crate) enum Act {
     First(Doing),
     /// It arrives without this header.
     Without(&'static str),
-    /// It asks for two parts a page, in place of a thousand.
+    /// It asks for two parts a page, instead of a thousand.
     ShortPages,
     Panic,
 }
@@ -69,7 +69,7 @@ impl Wire {
         Self(Arc::new(State { calls: Mutex::default(), script }))
     }
 
-    /// Sets what becomes of requests. They are counted from 0 anew.
+    /// Sets what becomes of requests. They are counted from 0 again.
     pub(crate) fn script(&self, script: impl FnMut(usize, &Call) -> Act + Send + 'static) {
         self.take_calls();
         *self.0.script.lock().unwrap() = Box::new(script);

@@ -21,7 +21,7 @@ use super::answers;
 use super::{ReplaceStart, StartChange};
 use upload::failure;
 
-/// What S3 demands of every part but the last, and what it allows.
+/// S3's minimum for every part except the last, and its maximum.
 const LEAST_PART: u64 = 5 << 20;
 const LARGEST_PART: u64 = 5 << 30;
 const MOST_PARTS: u64 = 10_000;
@@ -29,8 +29,8 @@ const MOST_PARTS: u64 = 10_000;
 trait Store: MultipartStore + Signer {}
 impl<S: MultipartStore + Signer> Store for S {}
 
-/// Has S3 copy what stays of a rewrapped object (`UploadPartCopy`), and completes the upload on the
-/// condition that the object is unchanged (`If-Match`).
+/// Makes S3 copy the unchanged part of a rewrapped object (`UploadPartCopy`), and completes the
+/// upload on the condition that the object is unchanged (`If-Match`).
 ///
 /// ```no_run
 /// use object_store::aws::AmazonS3Builder;
@@ -44,8 +44,8 @@ impl<S: MultipartStore + Signer> Store for S {}
 /// ```
 ///
 /// It needs `s3:GetObject`, `s3:PutObject`, `s3:AbortMultipartUpload` and
-/// `s3:ListMultipartUploadParts`, and a tokio runtime. The [module's page](super#rewrap) says what
-/// it does step by step, and what services that speak the protocol of S3 do differently.
+/// `s3:ListMultipartUploadParts`, and a tokio runtime. The [module's page](super#rewrap) describes
+/// each step, and the differences of S3-compatible services.
 ///
 /// A clone is a pointer.
 #[derive(Clone)]
@@ -84,7 +84,7 @@ pub struct S3ReplaceStartBuilder {
 
 impl S3ReplaceStart {
     /// Begins one for a bucket. The store is an [`AmazonS3`](object_store::aws::AmazonS3) of that
-    /// bucket, with the credentials, the endpoint and so on that are to be used.
+    /// bucket, with the credentials, endpoint and other settings to use.
     pub fn builder(
         store: impl MultipartStore + Signer,
         bucket: impl Into<String>,
@@ -109,8 +109,8 @@ impl S3ReplaceStart {
 }
 
 impl S3ReplaceStartBuilder {
-    /// Sets what precedes every path of the [`SealedStore`](super::SealedStore), where that is
-    /// around a [`PrefixStore`](object_store::prefix::PrefixStore).
+    /// Sets the prefix of every path of the [`SealedStore`](super::SealedStore), if that wraps a
+    /// [`PrefixStore`](object_store::prefix::PrefixStore).
     pub fn prefix(mut self, prefix: Path) -> Self {
         self.options.prefix = prefix;
         self
@@ -129,54 +129,54 @@ impl S3ReplaceStartBuilder {
         self
     }
 
-    /// Sets from which length on an object is changed in this way, in bytes of the encrypted
-    /// object, by default 16 MiB. A shorter one goes through the process, by fewer requests. One
-    /// that has nothing behind the first 5 MiB always does.
+    /// Sets the minimum length of objects that are changed this way, in bytes of the encrypted
+    /// object, by default 16 MiB. Shorter ones pass through the process, with fewer requests. So
+    /// does any object with nothing after the first 5 MiB.
     pub fn from_len(mut self, bytes: u64) -> Self {
         self.options.from_len = bytes;
         self
     }
 
-    /// Sets how long one request may take that is made here, by default 5 minutes: a part is copied
-    /// meanwhile. It stands in place of the one in the [client's options](Self::client_options).
+    /// Sets how long one request made here may take, by default 5 minutes, since it includes the
+    /// copy of a part. It replaces the timeout of the [client's options](Self::client_options).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = timeout;
         self
     }
 
-    /// Sets how requests are repeated that are made here: after 5xx, 429, *slow down* and the like,
-    /// and where the connection failed. By default up to 10 times, and for 15 minutes, in
-    /// which a copy may hang twice until its timeout.
+    /// Sets how requests made here are retried: after 5xx, 429, *slow down* and the like, and if
+    /// the connection failed. By default up to 10 times, and for 15 minutes, in which a copy may
+    /// hang twice until its timeout.
     pub fn retry(mut self, retry: RetryConfig) -> Self {
         self.options.retry = retry;
         self
     }
 
-    /// Adds headers to the copies of parts, which are signed. With keys of the customer (SSE-C), S3
-    /// demands six: `x-amz-server-side-encryption-customer-…` and
+    /// Adds headers to the copies of parts, which are signed. With customer-provided keys (SSE-C),
+    /// S3 requires six: `x-amz-server-side-encryption-customer-…` and
     /// `x-amz-copy-source-server-side-encryption-customer-…`.
     pub fn headers(mut self, headers: HeaderMap) -> Self {
         self.options.headers = headers;
         self
     }
 
-    /// Sets the options of the HTTP client, such as a proxy, roots of trust, or that plain HTTP is
-    /// allowed: those that the store was built with.
+    /// Sets the options of the HTTP client, such as a proxy, root certificates, or permission to
+    /// use plain HTTP. Use those that the store was built with.
     pub fn client_options(mut self, options: ClientOptions) -> Self {
         self.client = options;
         self
     }
 
-    /// Sets what makes the HTTP client, by default [`ReqwestConnector`].
+    /// Sets the factory of the HTTP client, by default [`ReqwestConnector`].
     pub fn connector(mut self, connector: impl HttpConnector) -> Self {
         self.connector = Box::new(connector);
         self
     }
 
-    /// Makes it. It asks nobody.
+    /// Makes it. It makes no request.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] for an option out of range, and for options of which no HTTP
+    /// [`ErrorKind::InvalidOption`] for an option out of range, and for options with which no HTTP
     /// client can be made.
     pub fn build(self) -> Result<S3ReplaceStart, waxseal::Error> {
         let invalid = |detail: String| waxseal::Error::new(ErrorKind::InvalidOption, detail);
@@ -217,7 +217,7 @@ impl ReplaceStart for S3ReplaceStart {
         let Ok(runtime) = Handle::try_current() else {
             return Err(Error::NotSupported { source: "there is no tokio runtime".into() });
         };
-        // Dropped with this future, which tells the task.
+        // Dropped with this future, which notifies the task.
         let (_waiting, given_up) = oneshot::channel();
         let task = runtime.spawn(self.0.clone().replace(change, given_up));
         task.await.unwrap_or_else(|error| Err(failure(format!("the upload ended: {error}"))))

@@ -7,7 +7,7 @@
 //!
 //! `object_store` has requests for all but three: `UploadPartCopy`, `ListParts`, and a completion
 //! with a condition. They are signed by its [`Signer`](object_store::signer::Signer) and sent here.
-//! The upload is a task of its own, so that a caller who gives up leaves nothing behind.
+//! The upload is a separate task, so that a caller that leaves leaves nothing behind.
 #![forbid(unsafe_code)]
 
 use std::convert::Infallible;
@@ -33,14 +33,14 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 use super::answers::{Answer, Part, Refusal, completion, is_same_tag};
 use super::{MOST_PARTS, Shared, StartChange};
 
-/// Parts on a page of a list.
+/// The number of parts on a page of a list.
 const PAGE: usize = 1000;
-/// The longest answers that are read: of a part or a completion, and a page of a list.
+/// The maximum size of an answer: for a part or a completion, and for a page of a list.
 const ANSWER: usize = 64 << 10;
 const LIST: usize = 2 << 20;
-/// How long a signature is good: it only has to arrive.
+/// How long a signature is valid: the request only has to arrive.
 const SIGNED_FOR: Duration = Duration::from_secs(15 * 60);
-/// How often an upload is aborted that cannot be.
+/// How often to try to abort an upload.
 const ABORTS: usize = 4;
 
 const NAME: &str = "S3";
@@ -54,11 +54,11 @@ impl Shared {
         let path = self.options.prefix.parts().chain(change.path().parts()).collect();
         let attributes = change.attributes().clone();
         let options = PutMultipartOptions { attributes, ..Default::default() };
-        // Not given up half-way: without its answer, nobody could abort it.
+        // Not abandoned half-way: without its answer, nobody could abort it.
         let id = self.store.create_multipart_opts(&path, options).await?;
         let is_over = AtomicBool::new(false);
         let upload = Upload { shared: &self, path: &path, id: &id, change: &change, is_over };
-        // The store's and the client's own code is in it: a panic there leaves no upload either.
+        // It runs the store's and the client's own code. A panic there must leave no upload either.
         let done = AssertUnwindSafe(upload.fill_and_complete(given_up)).catch_unwind().await;
         let done = done.unwrap_or_else(|_| Err(failure("a request panicked")));
         if done.is_err() {
@@ -75,11 +75,11 @@ struct Upload<'u> {
     path: &'u Path,
     id: &'u String,
     change: &'u StartChange,
-    /// Whether it is to be aborted, so that nothing is tried again.
+    /// Whether it is being aborted, so that nothing is retried.
     is_over: AtomicBool,
 }
 
-/// A part that was sent: its length, and the tag that it has, if that was told.
+/// A part that was sent: its length, and its tag, if S3 returned it.
 struct Sent {
     len: u64,
     e_tag: Option<String>,
@@ -99,12 +99,12 @@ impl Upload<'_> {
             Either::Left((parts, _)) => parts?,
             Either::Right(_) => return Err(failure("given up")),
         };
-        // From here on it cannot be taken back.
+        // From here on it cannot be undone.
         self.complete(&parts).await
     }
 
-    /// Has the store make all parts, some at a time. When this returns, none is under way: what is
-    /// aborted then is not filled afterwards.
+    /// Makes the store create all parts, some at a time. When this returns, none is in progress, so
+    /// an aborted upload is not filled afterwards.
     async fn fill(&self, given_up: &mut oneshot::Receiver<Infallible>) -> Result<Vec<Sent>> {
         if given_up.try_recv().is_err_and(|error| error == TryRecvError::Closed) {
             return Err(failure("given up"));
@@ -189,8 +189,8 @@ impl Upload<'_> {
         .boxed()
     }
 
-    /// Returns the parts as the store has them, if they are those that were sent. There are
-    /// services that overlook the range of a copy: what they would complete is not the object.
+    /// Returns the parts as the store lists them, if they match those that were sent. Some services
+    /// ignore the range of a copy, and would complete something other than the object.
     async fn listed(&self, sent: &[Sent]) -> Result<Vec<Part>> {
         let mut parts = Vec::<Part>::with_capacity(sent.len());
         loop {
@@ -207,7 +207,7 @@ impl Upload<'_> {
             };
             let before = parts.len();
             for part in page.part {
-                // SeaweedFS lists a part twice that was sent twice.
+                // SeaweedFS lists a part twice if it was sent twice.
                 if parts.last() != Some(&part) {
                     parts.push(part);
                 }
@@ -224,7 +224,7 @@ impl Upload<'_> {
         if !is_complete || !(1..).zip(&parts).zip(sent).all(is_sent) {
             return Err(failure("the store has other parts than it was given"));
         }
-        // A completion names the checksums of all parts, where the client has an upload demand them.
+        // A completion names the checksums of all parts, if the client requires them of an upload.
         let has_checksums = sent.first().is_some_and(|first| first.e_tag.is_none());
         if has_checksums && !parts.iter().all(Part::has_checksum) {
             let source = "the store tells no checksums of copied parts".into();
@@ -254,7 +254,7 @@ impl Upload<'_> {
         }
     }
 
-    /// Asks the store, again where that may help.
+    /// Makes a request, and retries it if that may help.
     async fn ask(&self, request: Request, longest: usize) -> Result<Answer> {
         let retry = &self.shared.options.retry;
         let (began, mut wait, mut repetitions) = (Instant::now(), Wait::new(retry), 0);
@@ -274,9 +274,9 @@ impl Upload<'_> {
     }
 
     async fn ask_once(&self, request: &Request, longest: usize) -> Result<Answer, Failed> {
-        // Signed anew each time: credentials and the clock go on. **The URL is a secret.**
+        // Signed again each time, since credentials and the clock change. **The URL is a secret.**
         let mut signing = SignedUrlOptions::new().with_query(request.query.iter().cloned());
-        // The client would send its own besides, which S3 refuses where they are not signed.
+        // The client would add its own headers, which S3 refuses if they are not signed.
         let mut headers = self.shared.of_client.clone();
         headers.extend(request.headers.clone());
         signing.signed_headers = headers.clone();
@@ -355,7 +355,7 @@ struct Request {
     body: Bytes,
 }
 
-/// A request that failed, and whether the same may succeed a moment later.
+/// A request that failed, and whether a retry may succeed.
 struct Failed {
     error: Error,
     may_pass: bool,
@@ -366,7 +366,7 @@ impl Failed {
         Self { error, may_pass: false }
     }
 
-    /// All requests here may be repeated, also those that arrived.
+    /// All requests here may be repeated, even those that arrived.
     fn on_the_way(error: HttpError) -> Self {
         let error = Error::Generic { store: NAME, source: Box::new(error) };
         Self { error, may_pass: true }
@@ -385,7 +385,7 @@ fn value_of(text: &str) -> Result<HeaderValue> {
     HeaderValue::from_str(text).map_err(|_| failure("a value that no header can have"))
 }
 
-/// The waits between repetitions, each up to twice as long as the one before.
+/// The pauses between retries, each up to twice as long as the previous one.
 struct Wait {
     next: Duration,
     longest: Duration,
@@ -396,9 +396,9 @@ impl Wait {
         Self { next: retry.backoff.init_backoff, longest: retry.backoff.max_backoff }
     }
 
-    /// Waits between half and all of the present step.
+    /// Waits between half and all of the current step.
     async fn sleep(&mut self) {
-        // Any spread will do: requests that met must not meet again.
+        // Any spread will do, so that colliding requests do not collide again.
         let random = RandomState::new().hash_one(0) % 1024;
         let spread = u32::try_from(random).unwrap_or(0);
         let now = self.next.min(self.longest);
@@ -426,7 +426,7 @@ fn encoded(key: &str) -> String {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
                 text.push(char::from(byte));
             }
-            // A String takes everything.
+            // Writing to a String cannot fail.
             _ => drop(write!(text, "%{byte:02X}")),
         }
     }

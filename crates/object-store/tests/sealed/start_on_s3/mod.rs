@@ -228,7 +228,7 @@ async fn an_object_is_changed_in_this_way_from_the_first_byte_behind_the_beginni
     for url in [seaweedfs.url(), moto.url()] {
         let ground = Ground::at(url);
         let path = Path::from("a");
-        // Rests of so many bytes: 5 MiB are 1,275 chunks and 80 bytes, with a tag.
+        // Rests of this many bytes: 5 MiB are 1,275 chunks and 80 bytes, with a tag.
         let five = CHUNKS + 1275 * CHUNK + 64;
         for (len, copies) in [
             (CHUNKS - 1, None),
@@ -442,7 +442,7 @@ async fn a_client_with_checksums_rewraps_too() {
         let calls = operations(&ground.wire.take_calls());
         println!("{calls:?}");
         assert!(ground.has(&path, &text, "rewrapped").await, "{calls:?}");
-        // SeaweedFS demands checksums in a completion, and tells none of copied parts.
+        // SeaweedFS requires checksums in a completion, but returns none for copied parts.
         assert!(!is_seaweedfs || calls.last() == Some(&"put"), "{calls:?}");
         ground.no_upload_is_left("rewrapped").await;
     }
