@@ -24,7 +24,7 @@ const PAIRS: usize = 15;
 /// How long each of a pair's four measurements takes.
 const TIME: Duration = Duration::from_millis(100);
 
-/// Calls a nanosecond of so many threads together. Filling the buffers anew is not timed.
+/// Calls a nanosecond of so many threads together. Filling the buffers again is not timed.
 fn rate(contender: &Contender<'_>, threads: usize) -> f64 {
     let together = Barrier::new(threads);
     let one = || {

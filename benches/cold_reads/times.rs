@@ -37,8 +37,8 @@ fn used() -> Duration {
     Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
 }
 
-/// Reads `messages`, each under a DEK of its own, in a process that has the branch key cached and
-/// no DEK of theirs.
+/// Reads `messages`, each under its own DEK, in a process that has the branch key cached and no DEK
+/// of theirs.
 async fn time(reader: &Envelope, messages: &[Vec<u8>]) -> Times {
     let context = acme();
     let (before, timed) = messages.split_at(BEFORE.min(messages.len() / 2));

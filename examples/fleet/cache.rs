@@ -1,5 +1,5 @@
-//! One cached key that is used now and then: how often it is asked for, how many uses wait, and
-//! how long it lasts without its key service.
+//! One cached key that is used occasionally: how often it is asked for, how many uses wait, and how
+//! long it lasts without its key service.
 
 /// When a key is used.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -100,8 +100,8 @@ impl Keeping {
         mean(self.refresh, |refresh| used.none_between(refresh, self.max_age))
     }
 
-    /// Returns for how long a key goes on that each renewal in time prolongs, but not beyond the
-    /// first one after `rotate_after`.
+    /// Returns how long a key lasts if each renewal succeeds in time: until the first renewal after
+    /// `rotate_after`.
     #[must_use]
     pub fn lifetime(&self, used: Use, rotate_after: f64) -> f64 {
         let cycle = self.cycle(used);

@@ -1,7 +1,7 @@
 //! How often a fleet of services asks its key service: the arithmetic of the planner
 //! (`examples/fleet_plan.rs`), of its test and of the benchmark `cold_reads`.
 //!
-//! - [`cache`]: one cached key that is used now and then.
+//! - [`cache`]: one cached key that is used occasionally.
 //! - [`plan`]: a [`Fleet`], and what it costs with Waxseal, with and without branch keys.
 //! - [`peers`]: the same with the AWS Encryption SDK and Asherah, by their documented rules.
 //! - [`cold`]: a new process that reads old rows.

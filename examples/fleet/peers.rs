@@ -99,7 +99,7 @@ pub fn asherah(fleet: &Fleet) -> Plan {
     let written = fleet.writes / fleet.hosts;
     let classes = [(newest, read + written), first, between];
     let keys: Vec<_> = classes.into_iter().filter_map(|class| Keys::new(class, life)).collect();
-    // The intermediate keys of a session have a cache of their own.
+    // The intermediate keys of a session have their own cache.
     let intermediate = Reads::new(keys, f64::INFINITY);
     // Each load of an intermediate key uses a system key, of which one is live at a time.
     let system_keys = fleet.periods(ASHERAH_EXPIRES);

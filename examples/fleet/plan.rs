@@ -33,7 +33,7 @@ pub struct Fleet {
     pub max_entries: f64,
     /// `BranchKekBuilder::period`.
     pub branch_period: f64,
-    /// Branches for each tenant, each for contexts of its own. 0 is one branch for all tenants.
+    /// Branches for each tenant, each for its own contexts. 0 is one branch for all tenants.
     pub branches_per_tenant: f64,
     /// How long the key service is away.
     pub outage: f64,

@@ -160,7 +160,9 @@ pub fn from_args(args: impl IntoIterator<Item = String>) -> Result<Asked, String
             return Ok(Asked::Help);
         }
         let Some(flag) = arg.strip_prefix("--") else {
-            return Err(format!("{arg:?} is no flag: flags begin with --, and --help lists them"));
+            return Err(format!(
+                "{arg:?} is not a flag: flags begin with --, and --help lists them"
+            ));
         };
         let (name, value) = match flag.split_once('=') {
             Some((name, value)) => (name.to_owned(), value.to_owned()),
@@ -212,7 +214,7 @@ fn apply(fleet: &mut Fleet, settings: Vec<(String, String)>) -> Result<(), Strin
         let wanted = name.replace('_', "-");
         let Some(setting) = SETTINGS.iter().find(|setting| setting.name == wanted) else {
             let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
-            return Err(format!("{name} is no setting: {} are", names.join(", ")));
+            return Err(format!("{name} is not a setting: {} are", names.join(", ")));
         };
         if seen.contains(&setting.name) {
             return Err(format!("{name} is given twice"));
@@ -364,7 +366,7 @@ mod tests {
     #[test]
     fn bad_input_is_refused_and_named() {
         let cases: [(&[&str], &str); 13] = [
-            (&["hosts"], "\"hosts\" is no flag"),
+            (&["hosts"], "\"hosts\" is not a flag"),
             (&["--hosts"], "--hosts has no value"),
             (&["--hosts", "0"], "hosts is 0, 1 to 1000000 is allowed"),
             (&["--hosts", "2.5"], "hosts is \"2.5\", and has to be a whole number"),
@@ -375,7 +377,7 @@ mod tests {
             (&["--max-age", "5m", "--max_age", "6m"], "max_age is given twice"),
             (&["--max-age", "20h", "--grace", "5h"], "the sum of max-age and grace is 1d1h"),
             (&["--recent", "2d", "--history", "1d"], "recent is 2d, more than history (1d)"),
-            (&["--maxage", "5m"], "maxage is no setting: hosts, tenants"),
+            (&["--maxage", "5m"], "maxage is not a setting: hosts, tenants"),
             (&["--file", "/no/such/file"], "/no/such/file cannot be read"),
         ];
         for (args, expected) in cases {

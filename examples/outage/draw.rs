@@ -25,7 +25,7 @@ const PLOT: f64 = 110.0;
 const GAP: f64 = 52.0;
 const TOP: f64 = 84.0;
 const ROW: f64 = 22.0;
-/// Colours that are told apart also by those who do not see all of them (Okabe and Ito).
+/// Colours that colour-blind people can distinguish too (Okabe and Ito).
 const COLOURS: [&str; 7] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c"];
 

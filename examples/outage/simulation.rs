@@ -89,7 +89,7 @@ fn run_recorded(recording: &Recording) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Writes a row, reads ten that are new, and now and then an old one. What fails is in the metrics.
+/// Writes a row, reads ten that are new, and occasionally an old one. What fails is in the metrics.
 fn requests(envelope: &Envelope, tenant: &Tenant, step: u32) {
     let open = |sealed: &[u8]| {
         drop(block_on(envelope.decrypt(&tenant.context, Aad::empty(), sealed)));

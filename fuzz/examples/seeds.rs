@@ -2,7 +2,7 @@
 //!
 //! Messages are sealed with random keys and nonces, so those that are there (`seeds/open/kept-*`)
 //! are left alone: they also show that what an earlier state of the library sealed still opens. All
-//! else is written anew and comes out the same.
+//! else is written again and comes out the same.
 
 use std::path::Path;
 use std::{fs, io};
@@ -96,7 +96,7 @@ fn open(dir: &Path) -> io::Result<()> {
             fs::write(name, [&[255], &genuine.bytes[..]].concat())?;
         }
     }
-    // Which genuine message (0 to 5: made anew, 6 to 11: kept; the even ones embedded), then what
+    // Which genuine message (0 to 5: made again, 6 to 11: kept; the even ones embedded), then what
     // is done to it.
     for (name, input) in [
         ("unchanged-1-embedded", &b"\x00"[..]),

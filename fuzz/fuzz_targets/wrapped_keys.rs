@@ -1,4 +1,4 @@
-//! Any bytes as a list of wrapped keys, held against bincode.
+//! Any bytes as a list of wrapped keys, compared with bincode.
 //!
 //! - `WrappedKeys::try_from` accepts exactly the bytes that bincode reads to the end and writes
 //!   back the same, and whose entries keep the limits and the order of docs/format.md. It never

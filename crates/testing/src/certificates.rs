@@ -14,7 +14,7 @@ pub enum Certificate {
     Right,
     /// From the same authority, for a name that is not the server's.
     OtherName,
-    /// For `localhost`, from an authority that nobody was told of.
+    /// For `localhost`, from an authority that no client knows.
     OtherAuthority,
     /// For `localhost`, from the right authority, until yesterday.
     Expired,
@@ -73,7 +73,7 @@ impl Authority {
     }
 }
 
-/// Valid for two days, the one that was so many days ago and the one after it.
+/// Valid for two days, the one that was this many days ago and the one after it.
 fn parameters(names: &[&str], days_ago: i64) -> CertificateParams {
     let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();

@@ -1,5 +1,5 @@
 //! What is left in memory of DEKs that went to a key service and came back. The service has to be a
-//! process of its own.
+//! separate process.
 
 use data_encoding::BASE64;
 use tokio::runtime::Runtime;
@@ -25,7 +25,7 @@ pub struct Found {
 pub struct Crossings {
     /// DEKs that each provider wraps and unwraps.
     pub deks: usize,
-    /// Whether the service makes as many besides.
+    /// Whether the service makes as many DEKs as well.
     pub generated: bool,
     /// A DEK as text, as the service's interface has it.
     pub text: fn(&[u8]) -> Zeroizing<String>,

@@ -19,13 +19,13 @@ pub enum Fault {
     Delay(Duration),
     /// Nothing comes, and nothing ends.
     Silence,
-    /// The connection ends with a reset in place of an answer.
+    /// The connection ends with a reset instead of an answer.
     Reset,
-    /// The server's side is closed in order, in place of an answer.
+    /// The server's side is closed in order, instead of an answer.
     HalfClose,
     /// This many bytes, then the end. Counted from when the fault was set.
     Truncate(usize),
-    /// These bytes in place of an answer, then the end.
+    /// These bytes instead of an answer, then the end.
     Replace(Vec<u8>),
     /// One byte at a time, with a pause after each.
     Trickle(Duration),

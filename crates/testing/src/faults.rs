@@ -20,7 +20,7 @@ use crate::support::context;
 
 const MAX_AGE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(3600);
-/// After which the library assumes an outage where it may serve what is past its age.
+/// After this, the library assumes an outage and may serve DEKs past their age.
 const MAX_WAIT: Duration = Duration::from_millis(250);
 const HEAD: &str =
     "| fault | class | tries | cached | past `max_age`, within `stale_if_error` | recovery |";
@@ -28,7 +28,7 @@ const RULE: &str = "|---|---|---|---|---|---|";
 
 /// A service, and what stands between it and a provider.
 pub trait Stage: Sized + 'static {
-    /// A provider for the key, as a process of its own would have it.
+    /// A provider for the key, as a separate process would have it.
     fn kek(&self) -> impl Future<Output = Arc<dyn KekProvider>>;
 
     /// How many requests to unwrap came to the service. `None` if it cannot tell.
@@ -157,12 +157,12 @@ impl<S: Stage> Fault<S> {
         Self { breaks_connection: true, ..self }
     }
 
-    /// What somebody has to do besides ending it.
+    /// What somebody has to do in addition to ending it.
     pub fn recovers(self, recovery: &'static str) -> Self {
         Self { recovery, ..self }
     }
 
-    /// What is done besides, to end it.
+    /// What else is done to end it.
     pub fn and_then(mut self, more: fn(&S)) -> Self
     where
         S: 'static,
@@ -193,7 +193,7 @@ fn is_outage(kind: ErrorKind) -> bool {
 }
 
 /// The table below the heading `title` of a page shows these faults, in order, and no others. A
-/// page may have further columns behind the six.
+/// page may have further columns after the six.
 pub fn assert_shown<S: Stage>(page: &str, title: &str, faults: &[Fault<S>]) {
     let section = page.split(&format!("{title}\n")).nth(1).unwrap_or_else(|| panic!("no {title}"));
     let section = section.split("\n## ").next().unwrap();
@@ -329,8 +329,7 @@ pub async fn met<S: Stage>(stage: &S, fault: Fault<S>) {
     assert_eq!(of_kek(&guarded).breaker, BreakerState::Closed, "{name}");
 }
 
-/// A moment for the service to come back. On a thread of its own: not every test has tokio's
-/// timers.
+/// A moment for the service to come back. On a separate thread: not every test has tokio's timers.
 async fn pause() {
     let (mut begun, is_over) = (false, Arc::new(AtomicBool::new(false)));
     poll_fn(move |cx| {

@@ -46,7 +46,7 @@ impl Middlebox {
         self.port
     }
 
-    /// All connections that are open now are dead, and nobody is told.
+    /// All connections that are open now are dead, without any notice.
     pub fn forget(&self) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
     }

@@ -4,15 +4,15 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::sync::Mutex;
 
-/// Below the ports that the system gives to connections and to whoever asks for any.
+/// Below the ports that the system gives to connections and to programs that ask for any port.
 const FIRST: u16 = 20_000;
 const LAST: u16 = 31_999;
 
 /// Held until the process ends, and with it its servers.
 static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
-/// Returns a port that nobody listens on, and that no other test is given, in this process or in
-/// another: a server needs a while until it listens, and two tests must not meet on one server.
+/// Returns a port that no process listens on, and that no other test is given, in this process or
+/// in another: a server needs a while until it listens, and two tests must not meet on one server.
 pub fn free_port() -> u16 {
     let folder = crate::target_directory().join("ports");
     fs::create_dir_all(&folder).unwrap();

@@ -263,7 +263,7 @@ impl KekProvider for Spy {
 
 /// The third and fourth round keys of AES-256 (FIPS 197, section 5.2), made in a way of its own:
 /// from two neighbours the whole key follows. A single round key does not give it, and compiled AES
-/// code leaves one on the stack now and then.
+/// code leaves one on the stack occasionally.
 fn round_keys(key: &[u8; 32]) -> [u8; 32] {
     fn multiply(mut a: u8, mut b: u8) -> u8 {
         let mut product = 0;

@@ -81,7 +81,7 @@ impl SeaweedFs {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(weed).arg("server");
         command.args(["-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-metricsPort=0"]);
-        // No listeners besides, and small volumes.
+        // No other listeners, and small volumes.
         command.args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"]);
         command.args(["-master.volumeSizeLimitMB=64", "-volume.max=40"]);
         // By default it refuses writes where less than a hundredth of the disk is free.

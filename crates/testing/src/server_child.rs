@@ -1,4 +1,4 @@
-//! A stand-in as a process of its own: one that can be stopped, and whose memory is not the test's.
+//! A stand-in as a separate process: one that can be stopped, and whose memory is not the test's.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};

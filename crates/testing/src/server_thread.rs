@@ -1,9 +1,9 @@
-//! A server of this crate on a thread and a runtime of its own.
+//! A server of this crate on its own thread and runtime.
 
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 
-/// Serves until it is dropped. Its connections end with it, in the middle of whatever they do.
+/// Serves until it is dropped. Its connections end with it, in the middle of a request.
 pub(crate) struct ServerThread {
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,

@@ -103,8 +103,8 @@ impl Claim {
         })
     }
 
-    /// `needed` are the headers that have to be signed besides `host` and `x-amz-date`: what a
-    /// forger could change.
+    /// `needed` are the headers that have to be signed in addition to `host` and `x-amz-date`: what
+    /// a forger could change.
     pub fn check(
         &self,
         request: &Request<'_>,

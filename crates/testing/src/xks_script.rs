@@ -105,7 +105,7 @@ impl Authority {
 #[derive(Clone)]
 enum Greeting {
     Tls(Identity),
-    /// Something that is no TLS.
+    /// Something that is not TLS.
     Plain,
     Silence,
 }

@@ -156,7 +156,7 @@ pub fn documents(domains: &str, duties: &str) -> Result<Vec<Document>, Refused> 
             let policies = VaultPolicies::builder(&holding).build().map_err(in_vault)?;
             let cluster = policies.cluster();
             // A policy has the rules of one domain: the next one would replace them. And it cannot
-            // tell the contexts of two domains under one key.
+            // distinguish the contexts of two domains under one key.
             let names = policies.names().map(|name| format!("policy {name:?} of {cluster}"));
             let under =
                 policies.keys().map(|(mount, key)| format!("key {mount}/{key} of {cluster}"));
@@ -191,7 +191,7 @@ pub fn documents(domains: &str, duties: &str) -> Result<Vec<Document>, Refused> 
     Ok(documents)
 }
 
-/// Each key is of one domain: no policy can tell the contexts of two under it.
+/// Each key is of one domain: no policy can distinguish the contexts of two.
 fn claim(
     keys: &mut BTreeMap<String, String>,
     domain: &str,

@@ -293,7 +293,7 @@ impl<'g> Clouds<'g> {
         }
     }
 
-    /// Deletes the key for good.
+    /// Deletes the key permanently.
     pub(crate) fn delete_aws_key(&self) {
         self.aws.world().delete(&self.aws_key);
     }

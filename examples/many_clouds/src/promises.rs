@@ -1,4 +1,4 @@
-//! What the library promises, held against what was seen.
+//! What the library promises, compared with what was seen.
 
 use std::process::ExitCode;
 

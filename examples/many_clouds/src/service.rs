@@ -225,7 +225,7 @@ impl Service {
     }
 
     /// Makes DEKs until each of these keys wraps by another version than one of `old`. A provider
-    /// looks at its key now and then, so the first one may still name the old version.
+    /// looks at its key occasionally, so the first one may still name the old version.
     pub(crate) async fn notices(
         &self,
         clouds: &Clouds<'_>,

@@ -81,7 +81,7 @@ fn since(clouds: &Clouds<'_>, before: Each<usize>) -> Result<Each<usize>, Box<dy
     Ok(now)
 }
 
-/// Whatever happens, a cached DEK serves and makes no call.
+/// A cached DEK always serves and makes no call.
 fn cached(promises: &mut Promises, what: &str, felt: &Felt) {
     let as_promised = felt.cached.outcome.is_ok() && felt.calls_of_cached == 0;
     promises.hold(as_promised, format!("{what}: a cached DEK serves without a call"));

@@ -87,7 +87,7 @@ impl From<StoreFailed> for Failure {
     }
 }
 
-/// The caller is told the kind, and the reasons of the policy. The rest is for the log.
+/// The caller gets the kind, and the reasons of the policy. The rest is for the log.
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let error = match self {

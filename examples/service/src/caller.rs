@@ -11,8 +11,8 @@ use crate::api::Failure;
 /// The caller of a request.
 ///
 /// A stand-in for authentication: a proxy in front of the service, which authenticates, sets these
-/// headers and removes those that came from outside. The library believes what it is told, so what
-/// anyone can send must not get here.
+/// headers and removes those that came from outside. The library does not verify the caller, so
+/// headers that anyone can send must not get here.
 pub(crate) struct CalledBy(pub(crate) Caller);
 
 impl FromRequestParts<Service> for CalledBy {

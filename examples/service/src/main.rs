@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let data = Path::new("data");
     fs::create_dir_all(data)?;
 
-    // The recorder comes first: what is counted before is counted by nobody.
+    // The recorder comes first: counts before it would be lost.
     let metrics = watch::recorder()?;
     let trail = audit::start(data)?;
     let domains = Domains::builder()

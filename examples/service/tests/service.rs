@@ -174,7 +174,7 @@ fn rows_are_written_and_read_refused_and_audited() {
     assert_eq!(refused[0]["waxseal.caller.request_id"], "r-17");
     assert!(refused[0]["waxseal.context"]["tenant"]["hmac"].is_string());
     assert_eq!(of("policy_denied", "customers")[0]["waxseal.context"]["tenant"], "acme");
-    // Every use of a card, also where the decision was cached.
+    // Every use of a card, even if the decision was cached.
     let by_billing = of("policy_allowed", "payments");
     let by_billing = by_billing.iter().filter(|record| record["actor.app_name"] == "billing");
     assert_eq!(by_billing.count(), 2);

@@ -156,7 +156,7 @@ pub(super) fn branch_entries() -> Result<Vec<Value>> {
     push("wrapped", true, wrapped.clone());
     push("self-contained, derived", true, with_row(&derived, &row)?);
     push("self-contained, wrapped", true, with_row(&wrapped, &row)?);
-    // Of so many bytes, the most that fit, and one more.
+    // Of this many bytes, the most that fit, and one more.
     let sized = |len: usize| -> Result<Vec<u8>> {
         let wrapped = len - 42 - branch.ctx.len() - 1 - 11 - 3 - 1;
         row_of(LIVE, BRANCH, &id, &branch.ctx, &list(&[("local:root", &vec![9; wrapped], &[])])?)

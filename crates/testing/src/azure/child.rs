@@ -1,4 +1,4 @@
-//! The stand-in as a process of its own, whose memory is not the test's.
+//! The stand-in as a separate process, whose memory is not the test's.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 //!
 //! It follows the published REST reference (<https://learn.microsoft.com/rest/api/keyvault/>), and
 //! each behaviour names its page where it is. Where the pages leave something open, it says so. It
-//! is not Azure, and what holds against it is not known to hold there.
+//! is not Azure, and behaviour that is tested against it is not known to hold there.
 //!
 //! One server stands for every vault (`NAME.vault.azure.net`), every Managed HSM
 //! (`NAME.managedhsm.azure.net`) and for the login service (`localhost`). The `Host` header says
@@ -40,7 +40,7 @@ pub const TENANT: &str = "72f988bf-0000-4000-8000-2d7cd011db47";
 /// What goes wrong.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// This, in place of what the service would have answered.
+    /// This, instead of what the service would have answered.
     Raw(u16, &'static str),
     /// To this URL, with the method and the body.
     Redirect(&'static str),

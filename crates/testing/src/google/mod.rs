@@ -1,11 +1,11 @@
 //! A stand-in for Google Cloud KMS: the REST surface of v1 that services and administrators use,
 //! the metadata server and the token service, on one port.
 //!
-//! It is written from the REST reference alone, and says at each behaviour where that stands.
-//! Nobody has held it against Google. What it does beyond the reference is to fail, to be slow and
-//! to lie, on request.
+//! It is written from the REST reference alone, and says at each behaviour where that stands. It
+//! was not compared with Google. What it does beyond the reference is to fail, to be slow and to
+//! lie, on request.
 //!
-//! In the tests' own process it is a thread with a runtime of its own.
+//! In the tests' own process it is a thread with its own runtime.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 pub mod child;
@@ -68,7 +68,7 @@ impl Request {
 #[derive(Clone, Debug)]
 pub enum Effect {
     Fails(Status),
-    /// This, in place of what Cloud KMS would have answered.
+    /// This, instead of what Cloud KMS would have answered.
     Raw(u16, &'static str),
     /// The answer comes later.
     Delay(Duration),

@@ -20,7 +20,7 @@ pub type Answer = Result<Value, Status>;
 const MOST: usize = 64 * 1024;
 const MOST_OF_HSM: usize = 8 * 1024;
 
-/// A resource name with a method behind it, `NAME[:METHOD]`, and the key that it is about.
+/// A resource name followed by a method, `NAME[:METHOD]`, and the key that it is about.
 #[derive(Clone)]
 pub struct Target {
     pub name: String,
@@ -32,7 +32,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// `path` is that of the URL behind `/v1/`.
+    /// `path` is that of the URL after `/v1/`.
     pub fn read(path: &str) -> Option<Self> {
         let (name, method) = path.split_once(':').unwrap_or((path, ""));
         let parts: Vec<_> = name.split('/').collect();

@@ -17,7 +17,7 @@ pub const METADATA_PATH: &str = "/computeMetadata/v1/instance/service-accounts/d
 /// What the source of tokens does.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Source {
-    /// Gives tokens for this account, good for so many seconds.
+    /// Gives tokens for this account, good for this many seconds.
     Gives { account: String, seconds: u64 },
     /// This status and body.
     Fails(u16, String),

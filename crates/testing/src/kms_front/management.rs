@@ -125,7 +125,7 @@ impl World {
     }
 
     /// The replica has the id and the key material of the primary (API Reference, ReplicateKey),
-    /// but for imported material, which is imported there anew. KMS would give it the default key
+    /// but for imported material, which is imported there again. KMS would give it the default key
     /// policy; here it has the primary's.
     fn replicate_key(&mut self, caller: &Caller, body: &Value) -> Answer {
         let key = self.administer(caller, "ReplicateKey", body, "KeyId")?;

@@ -8,8 +8,8 @@
 //! client would like. What it does is said, with its source, where it does it. It serves every
 //! Region on one port: which one is meant stands in the signature's scope.
 //!
-//! In the tests' own process it is a thread with a runtime of its own; [`KmsFront::start`] in a
-//! child process makes it one that can be stopped.
+//! In the tests' own process it is a thread with its own runtime; [`KmsFront::start`] in a child
+//! process makes it one that can be stopped.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub, unused_imports)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -79,7 +79,7 @@ impl KmsError {
 #[derive(Clone, Debug)]
 pub enum Effect {
     Error(KmsError),
-    /// This, in place of what KMS would have answered.
+    /// This, instead of what KMS would have answered.
     Raw(u16, &'static str),
     /// The answer comes later.
     Delay(Duration),

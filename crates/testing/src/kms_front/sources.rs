@@ -1,5 +1,5 @@
-//! Whoever gives out credentials, as far as the tests need it: STS, the endpoint of containers, the
-//! metadata service of an instance. And a proxy that takes down whom it is to reach.
+//! Sources of credentials, as far as the tests need them: STS, the endpoint of containers, the
+//! metadata service of an instance. And a proxy that notes which hosts it is to reach.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

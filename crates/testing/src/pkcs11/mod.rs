@@ -1,8 +1,8 @@
 //! Tokens for PKCS#11: SoftHSM2 from Debian and kryoptic from crates.io, installed once, and a
-//! module in front of SoftHSM2 that fails as it is told.
+//! module in front of SoftHSM2 that fails on command.
 //!
-//! A module, its configuration and its login belong to the process. So a test runs in a process of
-//! its own ([`alone`]): the test binary, started again with the variables of a new token. What an
+//! A module, its configuration and its login belong to the process. So a test runs in its own
+//! process ([`alone`]): the test binary, started again with the variables of a new token. What an
 //! operator does meanwhile (make, change and destroy keys) is a third process
 //! ([`Ground::operate`]), since it logs in for itself. A test binary needs this test in its root:
 //!
@@ -57,15 +57,15 @@ pub enum Kind {
     ShimKryoptic,
 }
 
-/// A token in a directory of its own, as its processes see it.
+/// A token in its own directory, as its processes see it.
 #[derive(Debug)]
 pub struct Ground {
     pub kind: Kind,
     pub directory: PathBuf,
 }
 
-/// Runs `test` in a process of its own, with a new token that has the key [`KEY`]. `test` has to be
-/// a closure in the function of a `#[test]`.
+/// Runs `test` in a separate process, with a new token that has the key [`KEY`]. `test` has to be a
+/// closure in the function of a `#[test]`.
 pub fn alone<T: FnOnce(&Ground)>(kind: Kind, test: T) {
     if let Some(directory) = env::var_os(GROUND) {
         let ground = Ground { kind, directory: directory.into() };
@@ -83,8 +83,8 @@ pub fn alone<T: FnOnce(&Ground)>(kind: Kind, test: T) {
     assert!(out.contains("1 passed"), "{name}, in a process of its own: {}", output.status);
 }
 
-/// As [`alone`], for the `main` of a program: runs `work` in a process of its own, with a new token
-/// that has the key [`KEY`], and returns its exit code.
+/// As [`alone`], for the `main` of a program: runs `work` in its own process, with a new token that
+/// has the key [`KEY`], and returns its exit code.
 pub fn program(kind: Kind, work: impl FnOnce(&Ground) -> ExitCode) -> ExitCode {
     if env::var_os(OPERATION).is_some() {
         operator();
@@ -184,7 +184,7 @@ impl Ground {
         command
     }
 
-    /// Has an operator do this, in a process of its own.
+    /// Has an operator do this, in its own process.
     pub fn operate(&self, words: &[&str]) {
         let output = self
             .process(OPERATOR)

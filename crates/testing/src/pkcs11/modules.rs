@@ -1,5 +1,5 @@
 //! The modules: SoftHSM2 from Debian and kryoptic from crates.io, installed once, and the one in
-//! front of them that fails as it is told.
+//! front of them that fails on command.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

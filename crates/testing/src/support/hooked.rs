@@ -8,7 +8,7 @@ use waxseal::kek::{
 };
 use waxseal::{Dek, EncryptionContext, KekId, WrappedDek};
 
-/// What a hook is given in place of `self`.
+/// What a hook is given instead of `self`.
 pub type Inner = Arc<dyn KekProvider>;
 
 type Recognises = dyn Fn(&Inner, &KekId) -> bool + Send + Sync;

@@ -291,7 +291,7 @@ impl Sample {
         opened.map(|plaintext| plaintext.to_vec())
     }
 
-    /// Where the wrapped keys stand in the message.
+    /// Where the wrapped keys are in the message.
     pub fn wrapped_range(&self) -> std::ops::Range<usize> {
         let start = 40 + self.suite.nonce_len();
         let len = usize::from(u16::from_le_bytes([self.sealed[6], self.sealed[7]]));

@@ -1,5 +1,5 @@
 //! Writers, readers, rewrappers, erasers and an operator who revokes, all at once over the branch
-//! keys of one store, and what must hold whatever they interleave to.
+//! keys of one store, and what must hold in any interleaving.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -163,7 +163,7 @@ impl Rivals {
             kek.erase([("tenant", tenant(number))]).await.unwrap();
             let span = Span { begun, ended: self.tick() };
             self.0.erased.lock().unwrap().push((number, span));
-            // Whatever is there already is refused from now on.
+            // Existing keys are refused from now on.
             if let Some(message) = before.filter(|message| message.tenant == number) {
                 assert!(!self.read(&envelope, &message).await, "it opens after its erasure");
             }

@@ -40,8 +40,7 @@ impl Log {
     }
 }
 
-/// An envelope over a scripted KEK with a clock of its own: `max_age` 100 s, renewal from 72 to 80
-/// s on.
+/// An envelope over a scripted KEK with its own clock: `max_age` 100 s, renewal from 72 to 80 s on.
 pub struct Stage {
     pub kek: ScriptedKek,
     pub clock: ManualClock,
@@ -92,8 +91,7 @@ impl Stage {
 }
 
 impl Log {
-    /// Waits until an event was told as often: those of DEKs that end by themselves come a little
-    /// later.
+    /// Waits until an event was emitted this often: events of DEKs that expire come a little later.
     pub fn wait_for(&self, name: &str, count: usize) {
         let start = Instant::now();
         while self.count(name) < count && start.elapsed() < secs(10) {

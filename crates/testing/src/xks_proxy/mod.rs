@@ -103,7 +103,7 @@ fn random<const N: usize>() -> [u8; N] {
 #[derive(Clone, Debug)]
 pub enum Effect {
     Error(ErrorName),
-    /// This, in place of what the proxy would have answered.
+    /// This, instead of what the proxy would have answered.
     Raw(u16, &'static str),
     /// The proxy's good answer, changed: a value that lies.
     Alter(fn(&mut Value)),
@@ -328,7 +328,7 @@ impl XksProxy {
         self.change_rules(|rules| Rules::new(&rules.rego, grants, rules.denied.clone())).unwrap();
     }
 
-    /// Denies a principal whatever is granted.
+    /// Denies a principal, whatever is granted to it.
     pub fn deny(&self, principal: &str) {
         let denied = |rules: &Rules| [&rules.denied[..], &[principal.to_owned()]].concat();
         self.change_rules(|rules| Rules::new(&rules.rego, rules.grants.clone(), denied(rules)))
@@ -394,7 +394,7 @@ impl XksProxy {
             .count()
     }
 
-    /// Ends it in the middle of whatever it does. Connections are refused afterwards.
+    /// Ends it in the middle of its work. Connections are refused afterwards.
     pub fn kill(&self) {
         drop(self.running.lock().unwrap().take());
     }

@@ -24,8 +24,8 @@ impl Policy {
         Ok(Self { engine })
     }
 
-    /// `Err` is a denial, with the reason, which is for the log only. Whatever is not plainly
-    /// `true`, an error too, is a denial.
+    /// `Err` is a denial, with the reason, which is for the log only. Everything that is not
+    /// plainly `true`, including an error, is a denial.
     pub fn decide(&self, input: &serde_json::Value) -> Result<(), String> {
         // A copy, so that nothing of this request is left for the next.
         let mut engine = self.engine.clone();

@@ -390,7 +390,7 @@ async fn a_key_store_has_a_quota_of_its_own() {
     assert_eq!(ground.endpoint.asked("/keys/one/encrypt").len(), asked);
     ground.encrypt(&standard, b"text").await.unwrap();
     ground.metadata(&key).await;
-    // Within one second so many and no more; the SDK tries again, and the next second has its own.
+    // Within one second only this many; the SDK tries again, and the next second has its own.
     ground.front.world().store(&store).quota = 2;
     let before = ground.front.count("Encrypt");
     for _ in 0..8 {
@@ -402,7 +402,7 @@ async fn a_key_store_has_a_quota_of_its_own() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever the endpoint answers: as HTTP or not, as JSON or not.
+    /// Any answer of the endpoint: HTTP or not, JSON or not.
     #[test]
     fn any_answer_at_all_is_an_invalid_state_and_the_front_lives_on(answers in answers()) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

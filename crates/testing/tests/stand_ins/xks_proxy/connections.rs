@@ -26,7 +26,7 @@ async fn a_client_refuses_the_proxy_with_a_certificate_of_another_name_another_a
         proxy.present(Certificate::Right);
     }
     fresh().health().await.good();
-    // Whoever is connected already is cut off, so that it has to look at the certificate.
+    // A client that is already connected is cut off, so that it has to check the certificate.
     proxy.fail(Fault::new(Effect::Hang).on(Operation::GetKeyMetadata));
     let path = format!("{}/keys/{KEY}/metadata", proxy.uri_path());
     let connected = tokio::spawn(fresh().signed("POST", &path, b"{}").send());

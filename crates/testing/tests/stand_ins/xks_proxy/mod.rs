@@ -1,4 +1,4 @@
-//! The project's XKS proxy, held against the "External Key Store Proxy API Specification", version
+//! The project's XKS proxy, compared with the "External Key Store Proxy API Specification", version
 //! 1, over a real OpenBao: what the tests of external key stores rest on.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
