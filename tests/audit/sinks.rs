@@ -250,8 +250,7 @@ impl Drop for FailsBadly {
 #[test]
 fn a_sink_whose_error_panics_does_not_end_the_trail() {
     let place = Place::new();
-    let within = Duration::from_millis(500);
-    let trail = builder(&place).sink(FailsBadly(true)).close_within(within).start().unwrap();
+    let trail = builder(&place).sink(FailsBadly(true)).close_within(LONG).start().unwrap();
     record(&trail, 0..3);
     assert!(trail.close(), "the thread of the trail is dead: {trail:?}");
 }
@@ -260,8 +259,7 @@ fn a_sink_whose_error_panics_does_not_end_the_trail() {
 #[test]
 fn a_sink_that_panics_in_its_destructor_does_not_hide_the_end() {
     let place = Place::new();
-    let within = Duration::from_millis(500);
-    let trail = builder(&place).sink(FailsBadly(false)).close_within(within).start().unwrap();
+    let trail = builder(&place).sink(FailsBadly(false)).close_within(LONG).start().unwrap();
     record(&trail, 0..3);
     assert!(trail.close(), "everything is written: {trail:?}");
 }

@@ -151,7 +151,7 @@ fn a_slow_store_that_leaves_a_kek_no_time_opens_no_breaker_of_the_kek() {
         let kek = kek.build().unwrap();
         let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
         fleet.store.wait_for(|| Box::pin(tokio::time::sleep(ms(330))));
-        fleet.root.wait_for(|| Box::pin(tokio::time::sleep(ms(200))));
+        fleet.root.wait_for(|| Box::pin(tokio::time::sleep(ms(5000))));
         for (n, sealed) in cold.iter().enumerate() {
             let context = waxseal_testing::support::context(&format!("cold {n}"));
             let error = envelope.decrypt(&context, Aad::empty(), sealed).await.unwrap_err();

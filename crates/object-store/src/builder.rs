@@ -139,7 +139,7 @@ impl ObjectKeyStoreBuilder {
         let root = url.to_file_path().map_err(|()| invalid("url: no path of this system"))?;
         // Durable when a call returns, like the services.
         let files = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|_| invalid(format!("url: there is not a folder {}", root.display())))?
+            .map_err(|_| invalid(format!("url: there is no folder {}", root.display())))?
             .with_fsync(true);
         if !root.is_dir() {
             return Err(invalid(format!("url: {} is not a folder", root.display())));

@@ -80,7 +80,7 @@ async fn with_rsa_whoever_has_the_public_key_makes_entries_that_unwrap() {
     let kek = ground.rsa("cards");
     let refused = Envelope::builder().unwrap_with(kek.clone()).build().unwrap_err();
     assert!(refused.to_string().contains("allow_unauthenticated_wrapping"), "{refused}");
-    // Under branch keys the loss would not show any more: there is not an option.
+    // Under branch keys the loss would not show any more: there is no option.
     let branches = waxseal::branch::BranchKek::builder(kek.clone());
     let refused = branches.name("orders").per(["tenant"]).self_contained().build().unwrap_err();
     assert!(refused.to_string().contains("anyone can wrap under it"), "{refused}");

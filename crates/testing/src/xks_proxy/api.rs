@@ -163,7 +163,7 @@ impl Body {
     pub fn read(operation: Operation, bytes: &[u8]) -> Result<Self, Refused> {
         let invalid = |what: &str| ErrorName::Validation.because(what);
         let fields =
-            serde_json::from_slice(bytes).map_err(|_| invalid("the body is not JSON object"))?;
+            serde_json::from_slice(bytes).map_err(|_| invalid("the body is not a JSON object"))?;
         let body = Self { fields };
         let metadata = body.metadata().as_object().ok_or_else(|| invalid("no requestMetadata"))?;
         let required: &[&str] = match operation {

@@ -273,7 +273,7 @@ impl TrailFiles {
     /// succeeds.
     pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
         let Some(open) = &mut self.open else {
-            return Err(io::Error::other("there is not a file"));
+            return Err(io::Error::other("there is no file"));
         };
         if let Err(error) = open.file.write_all(line.as_bytes()) {
             open.is_torn = true;
