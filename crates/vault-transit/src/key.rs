@@ -1,8 +1,9 @@
 //! What is known of a key, and how the encryption context binds under it.
 #![forbid(unsafe_code)]
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use arc_swap::ArcSwap;
 
 /// Selects how the encryption context binds under a key that is not derived. See the table at
 /// [`VaultTransitKek`](crate::VaultTransitKek).
@@ -48,11 +49,12 @@ pub(crate) struct Known {
     pub(crate) at: Instant,
 }
 
-/// The highest version of the key, as far as anybody said.
+/// The highest version of the key, as far as anybody said. In a pointer and not a lock, which a fork
+/// could inherit locked.
 #[derive(Default)]
-pub(crate) struct Latest(Mutex<Said>);
+pub(crate) struct Latest(ArcSwap<Said>);
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Said {
     /// 0 while none is known.
     version: u32,
@@ -63,28 +65,24 @@ struct Said {
 impl Latest {
     /// 0 while none is known.
     pub(crate) fn version(&self) -> u32 {
-        self.said().version
+        self.0.load().version
     }
 
     /// A reading of the key that was asked for at this time said so. A late answer does not take
     /// back what a newer one said: what the version before had wrapped would be current again. A
     /// newer answer does, since the key may be another one now.
     pub(crate) fn learn_from_key(&self, version: u32, asked: Instant) {
-        let mut said = self.said();
-        if version > said.version || said.at.is_none_or(|at| at <= asked) {
-            *said = Said { version, at: said.at.max(Some(asked)) };
-        }
+        self.0.rcu(|said| match **said {
+            Said { version: higher, at: Some(at) } if higher >= version && at > asked => **said,
+            Said { at, .. } => Said { version, at: at.max(Some(asked)) },
+        });
     }
 
     /// The server wrapped by this version.
     pub(crate) fn learn_from_answer(&self, version: u32) {
-        let mut said = self.said();
-        if version > said.version {
-            *said = Said { version, at: Some(Instant::now()) };
+        if version > self.version() {
+            let at = Some(Instant::now());
+            self.0.rcu(|said| if version > said.version { Said { version, at } } else { **said });
         }
-    }
-
-    fn said(&self) -> MutexGuard<'_, Said> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
