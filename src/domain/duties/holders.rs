@@ -21,7 +21,7 @@ pub struct Holders {
 }
 
 impl Holders {
-    /// Sets the holders of [`Role::KeyAdministrator`](super::Role::KeyAdministrator).
+    /// Sets the holders of [`Role::KeyAdministrator`].
     pub fn key_administrators<N: Into<String>>(
         mut self,
         names: impl IntoIterator<Item = N>,
@@ -30,38 +30,38 @@ impl Holders {
         self
     }
 
-    /// Sets the holders of [`Role::KeyOwner`](super::Role::KeyOwner).
+    /// Sets the holders of [`Role::KeyOwner`].
     pub fn key_owners<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.key_owners = owned(names);
         self
     }
 
-    /// Sets the holders of [`Role::Writer`](super::Role::Writer).
+    /// Sets the holders of [`Role::Writer`].
     pub fn writers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.writers = owned(names);
         self
     }
 
-    /// Sets the holders of [`Role::Reader`](super::Role::Reader). A service that writes and reads
+    /// Sets the holders of [`Role::Reader`]. A service that writes and reads
     /// has both roles.
     pub fn readers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.readers = owned(names);
         self
     }
 
-    /// Sets the holders of [`Role::Rewrapper`](super::Role::Rewrapper).
+    /// Sets the holders of [`Role::Rewrapper`].
     pub fn rewrappers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.rewrappers = owned(names);
         self
     }
 
-    /// Sets the holders of [`Role::Auditor`](super::Role::Auditor).
+    /// Sets the holders of [`Role::Auditor`].
     pub fn auditors<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.auditors = owned(names);
         self
     }
 
-    /// Sets the holders of [`Role::BreakGlass`](super::Role::BreakGlass).
+    /// Sets the holders of [`Role::BreakGlass`].
     pub fn break_glass<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.break_glass = owned(names);
         self
