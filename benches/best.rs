@@ -1,10 +1,12 @@
-//! The library by the best bare AEAD of this machine: in place, into a new buffer, and many small values in one call.
+//! The library by the best bare AEAD of this machine: in place, into a new buffer, and many small
+//! values in one call.
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc,ring --bench best
 //!
-//! The unit of a row is the fastest bare AES-256-GCM, in place, among the backends of the build, for the same size in the same run. All
-//! contenders of a row take turns in random order; a figure is the median of the rounds. The library runs on its default backend. Words
-//! behind `--` choose the rows whose titles have one of them: `-- many "1048576 B"`.
+//! The unit of a row is the fastest bare AES-256-GCM, in place, among the backends of the build,
+//! for the same size in the same run. All contenders of a row take turns in random order; a figure
+//! is the median of the rounds. The library runs on its default backend. Words behind `--` choose
+//! the rows whose titles have one of them: `-- many "1048576 B"`.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_precision_loss)]
 
@@ -34,8 +36,9 @@ fn per_call(calls: usize, mut call: impl FnMut()) -> f64 {
     start.elapsed().as_nanos() as f64 / calls as f64
 }
 
-/// What a caller would write without the library, on one of the AEADs: the least that a message of this format takes. It draws the nonces
-/// from a generator of the same kind, and neither counts nor looks at a clock.
+/// What a caller would write without the library, on one of the AEADs: the least that a message of
+/// this format takes. It draws the nonces from a generator of the same kind, and neither counts nor
+/// looks at a clock.
 struct ByHand<'a> {
     aead: &'a Bare,
     nonces: StdRng,

@@ -142,7 +142,8 @@ fn no_key_survives_a_revocation_a_clearing_an_eviction_or_the_drop_of_its_envelo
             let (envelope, alice, _, keys) =
                 on_a_stack_of_its_own(|| set_up(*backend, Suite::default(), limits));
             assert!(keys.schedule.occurrences() >= 1, "{backend:?} {name}: the control");
-            // A handle and another clone have no say in it, except that they keep the envelope from being dropped.
+            // A handle and another clone have no say in it, except that they keep the envelope from
+            // being dropped.
             let clone = (name != "drop").then(|| envelope.clone());
             on_a_stack_of_its_own(|| end(envelope, &alice));
             assert_eq!(gone_soon(&keys), NOTHING, "{backend:?} {name}");
@@ -308,7 +309,8 @@ fn no_plaintext_of_a_call_for_many_stays_if_one_message_fails_or_its_results_are
     }
 }
 
-/// Runs what panics, on a stack of its own, and quietly: the text of a backtrace would take a hundred megabytes that are then searched.
+/// Runs what panics, on a stack of its own, and quietly: the text of a backtrace would take a
+/// hundred megabytes that are then searched.
 fn panics(work: impl FnOnce() + Send) {
     assert!(quietly(|| catch_unwind(AssertUnwindSafe(work)).is_err()), "it did not panic");
 }
@@ -398,7 +400,8 @@ fn no_key_survives_a_panic_of_an_observer() {
                 .observer(observer)
                 .build()
                 .unwrap();
-            // The panic changes nothing: the call succeeds, and its DEK is cached and wiped as any other.
+            // The panic changes nothing: the call succeeds, and its DEK is cached and wiped as any
+            // other.
             quietly(|| match name {
                 "Made" => drop(block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap()),
                 _ => drop(block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap()),

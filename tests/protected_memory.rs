@@ -174,7 +174,8 @@ fn under_a_usual_limit_a_dek_lies_in_memory_that_is_locked_not_dumped_and_wiped_
 fn limit_locked_memory(bytes: u64) {
     setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), maximum: Some(bytes) }).unwrap();
     if rustix::process::geteuid().is_root() {
-        // SAFETY: makes this process one of a user without rights; it is the child of a test, and ends with it.
+        // SAFETY: makes this process one of a user without rights; it is the child of a test, and
+        // ends with it.
         assert_eq!(unsafe { libc::setresuid(65_534, 65_534, 65_534) }, 0);
     }
 }
@@ -203,7 +204,8 @@ fn refuse(call: libc::c_long, third: Option<u32>) {
     };
     let filter =
         libc::sock_fprog { len: program.len().try_into().unwrap(), filter: program.as_mut_ptr() };
-    // SAFETY: the filter is valid for the time of the call, which copies it; it binds this thread, and the threads that it starts.
+    // SAFETY: the filter is valid for the time of the call, which copies it; it binds this thread,
+    // and the threads that it starts.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         assert_eq!(

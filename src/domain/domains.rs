@@ -164,8 +164,8 @@ impl Domains {
     }
 
     /// Shuts down every domain like [`Envelope::close`], including those that a reload has ended
-    /// and somebody still holds. Later requests for a domain fail with [`ErrorKind::ShutDown`], and a
-    /// reload in progress brings none back.
+    /// and somebody still holds. Later requests for a domain fail with [`ErrorKind::ShutDown`], and
+    /// a reload in progress brings none back.
     pub async fn close(&self) {
         self.0.is_closed.store(true, Ordering::SeqCst);
         let all = self.0.take_all();

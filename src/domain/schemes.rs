@@ -40,7 +40,8 @@ type Factory<T> = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Arc<T>, Error>
 /// });
 /// ```
 ///
-/// The default has `local:` ([`LocalKek`]) and the store `memory:NAME` ([`MemoryStore`], for tests).
+/// The default has `local:` ([`LocalKek`]) and the store `memory:NAME` ([`MemoryStore`], for
+/// tests).
 #[derive(Clone)]
 #[must_use]
 pub struct Schemes {

@@ -215,10 +215,10 @@ impl EnvelopeBuilder {
     /// Builds the envelope. Checks everything that can be checked without a call to a key service.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption), naming the option: no provider at all, more than 16 for
-    /// writing, two with one KEK id, a limit or an option out of range, two that contradict each
-    /// other, or one that needs a runtime when there is none. Also in a tokio runtime without
-    /// timers, unless another [`runtime`](Self::runtime) is set.
+    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption), naming the option: no
+    /// provider at all, more than 16 for writing, two with one KEK id, a limit or an option out of
+    /// range, two that contradict each other, or one that needs a runtime when there is none. Also
+    /// in a tokio runtime without timers, unless another [`runtime`](Self::runtime) is set.
     pub fn build(mut self) -> Result<Envelope, Error> {
         let domain = self.source.domain.clone();
         self.source.more = described(self.policy.as_ref());

@@ -306,8 +306,8 @@ pub enum Event<'a> {
         /// See [`BreakerOpened`](Event::BreakerOpened).
         target: Option<&'a str>,
     },
-    /// One call to a key store ended, retries and probes included. An abandoned call is reported only
-    /// if it took unusually long. Calls to a store in this process are not reported.
+    /// One call to a key store ended, retries and probes included. An abandoned call is reported
+    /// only if it took unusually long. Calls to a store in this process are not reported.
     StoreCalled {
         /// The key store, by its name.
         store: &'a str,

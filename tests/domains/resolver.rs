@@ -221,8 +221,8 @@ fn when_all_have_left_the_next_caller_asks_again() {
     assert_eq!(service.resolver.asked(), 4);
 }
 
-/// Each may take the other for one that stays. What nobody ends is never removed: it keeps all domains
-/// in memory, and counts among those that are resolved at once.
+/// Each may take the other for one that stays. What nobody ends is never removed: it keeps all
+/// domains in memory, and counts among those that are resolved at once.
 #[test]
 fn of_two_callers_that_leave_at_the_same_time_one_ends_the_resolution() {
     const ROUNDS: usize = 10_000;

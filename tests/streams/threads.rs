@@ -228,8 +228,8 @@ fn working() -> usize {
     tasks.map(Result::unwrap).filter(is_one).count()
 }
 
-/// Notes the most threads that there are when it is read. It gives them time to begin, and more of it
-/// to the first if one is expected.
+/// Notes the most threads that there are when it is read. It gives them time to begin, and more of
+/// it to the first if one is expected.
 struct Counting<'c>(&'c [u8], &'c mut usize, bool);
 
 impl Read for Counting<'_> {

@@ -1,14 +1,14 @@
 //! Waxseal beside its peers, in one run: see `run`, which makes the Python environment.
 //!
-//! Every figure is the time of a peer by that of Waxseal for the same bytes, from memory to memory, on
-//! one thread, each with one local key: above 1, Waxseal is faster. Rounds alternate between all of
-//! them, and a figure is the median over the rounds of the ratio within a round. The peers of Python
-//! run in one process that is there from the beginning, and measure themselves: no start and no pipe is
-//! in their time.
+//! Every figure is the time of a peer by that of Waxseal for the same bytes, from memory to memory,
+//! on one thread, each with one local key: above 1, Waxseal is faster. Rounds alternate between all
+//! of them, and a figure is the median over the rounds of the ratio within a round. The peers of
+//! Python run in one process that is there from the beginning, and measure themselves: no start and
+//! no pipe is in their time.
 //!
-//! What an interpreter and a binding cost in each call is in the row of 0 bytes. The second table of
-//! each pair takes it off: there a figure compares what the bytes take beyond an empty call, on both
-//! sides.
+//! What an interpreter and a binding cost in each call is in the row of 0 bytes. The second table
+//! of each pair takes it off: there a figure compares what the bytes take beyond an empty call, on
+//! both sides.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashSet;

@@ -49,8 +49,8 @@ pub(crate) struct Known {
     pub(crate) at: Instant,
 }
 
-/// The highest version of the key, as far as anybody said. In a pointer and not a lock, which a fork
-/// could inherit locked.
+/// The highest version of the key, as far as anybody said. In a pointer and not a lock, which a
+/// fork could inherit locked.
 #[derive(Default)]
 pub(crate) struct Latest(ArcSwap<Said>);
 

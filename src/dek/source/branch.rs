@@ -192,8 +192,8 @@ impl DekSource {
                     epoch = epoch.max(place.epoch.saturating_add(1));
                 }
             }
-            // Of the period that the place names, whatever the clock says by now: what is of another
-            // would keep everybody from the place.
+            // Of the period that the place names, whatever the clock says by now: what is of
+            // another would keep everybody from the place.
             let Vouched { row, .. } = self.make_branch_key(begins, context, bounds).await?;
             let stored = {
                 let Row { context, id, wrapped_keys } = &row;

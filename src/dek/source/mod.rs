@@ -283,7 +283,8 @@ impl DekSource {
         }
     }
 
-    /// Returns the DEK for a handle, and whether it is stale, if it is cached and need not be renewed.
+    /// Returns the DEK for a handle, and whether it is stale, if it is cached and need not be
+    /// renewed.
     ///
     /// # Errors
     /// Those of [`with_cached`](Self::with_cached).

@@ -178,7 +178,8 @@ impl Envelope {
     /// which only this user may read. An error removes it. If the process is killed it stays, as
     /// `.waxseal-*.tmp`.
     ///
-    /// **It blocks while it reads and writes.** In async code call [`StreamDecryptor::decrypt_file`].
+    /// **It blocks while it reads and writes.** In async code call
+    /// [`StreamDecryptor::decrypt_file`].
     ///
     /// # Errors
     /// Those of [`decrypt_stream`](Self::decrypt_stream), and for files those of

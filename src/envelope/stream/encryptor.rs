@@ -66,8 +66,8 @@ impl StreamOptions {
     }
 
     /// Leaves the wrapped keys out. Store
-    /// [those of the encryptor](StreamEncryptor::wrapped_keys), durably and under the DEK id, before
-    /// the stream, or set a [key store](crate::EnvelopeBuilder::key_store).
+    /// [those of the encryptor](StreamEncryptor::wrapped_keys), durably and under the DEK id,
+    /// before the stream, or set a [key store](crate::EnvelopeBuilder::key_store).
     #[must_use]
     pub const fn compact(mut self) -> Self {
         self.compact = true;
@@ -110,7 +110,8 @@ impl StreamOptions {
     }
 }
 
-/// The key of one new stream: see [`Envelope::stream_encryptor`](crate::Envelope::stream_encryptor).
+/// The key of one new stream: see
+/// [`Envelope::stream_encryptor`](crate::Envelope::stream_encryptor).
 ///
 /// It is not an [`Encryptor`](crate::Encryptor): it writes **one** stream, and so it cannot be
 /// cloned. It is valid for [`Limits::max_stream_age`](crate::Limits::max_stream_age). When its DEK

@@ -45,8 +45,8 @@ use crate::observe::Access;
 impl Envelope {
     /// Begins a stream. Data written to the result is encrypted, in chunks, to `writer`.
     ///
-    /// **Call [`finish`](StreamWriter::finish)**, or every reader refuses the stream. The key service
-    /// is asked at most once, here. docs/streams.md is the guide.
+    /// **Call [`finish`](StreamWriter::finish)**, or every reader refuses the stream. The key
+    /// service is asked at most once, here. docs/streams.md is the guide.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};

@@ -149,8 +149,8 @@ impl<W: AsyncWrite + Unpin> AsyncStreamWriter<W> {
     /// If the future is dropped before the last chunk is written, the stream is refused.
     ///
     /// # Errors
-    /// Those of the inner writer and of the encryption. The stream is then refused, unless all of it
-    /// was written and the flush failed.
+    /// Those of the inner writer and of the encryption. The stream is then refused, unless all of
+    /// it was written and the flush failed.
     pub async fn finish(mut self) -> io::Result<W> {
         poll_fn(|cx| self.poll_end(cx)).await?;
         poll_fn(|cx| Pin::new(&mut self.inner).poll_flush(cx)).await?;

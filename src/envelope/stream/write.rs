@@ -8,7 +8,8 @@ use std::io::Write;
 use super::checked;
 use super::sealing::Sealing;
 
-/// Encrypts what is written to it: see [`Envelope::encrypt_stream`](crate::Envelope::encrypt_stream).
+/// Encrypts what is written to it: see
+/// [`Envelope::encrypt_stream`](crate::Envelope::encrypt_stream).
 ///
 /// **Call [`finish`](Self::finish) at the end.** Only `finish` writes the last chunk, and every
 /// reader refuses a stream without it. It is also the only way to get the inner writer back. A

@@ -195,7 +195,8 @@ mod tests {
         assert_eq!(sealed.chain.next, 1);
     }
 
-    /// `python3 -c 'import hashlib; print(hashlib.sha256(b"waxseal.audit.v1 chain\0"+b"\7"*8).hexdigest())'`
+    /// `python3 -c 'import hashlib; print(hashlib.sha256(b"waxseal.audit.v1
+    /// chain\0"+b"\7"*8).hexdigest())'`
     #[test]
     fn the_chain_starts_where_the_page_says() {
         let expected = "000a65c7f95afa7cb1034675d2239966118166ca8fde757f299ebc9311057851";

@@ -138,7 +138,8 @@ impl CheckpointVerifier {
         self.0.is_of_this_process()
     }
 
-    /// Whether this key authenticated the checkpoint. A MAC key accepts none in the child of a fork.
+    /// Whether this key authenticated the checkpoint. A MAC key accepts none in the child of a
+    /// fork.
     #[must_use]
     pub fn accepts(&self, checkpoint: &Checkpoint) -> bool {
         let (message, fields) = (checkpoint.message(), &checkpoint.fields);

@@ -177,7 +177,9 @@ mod tests {
         }
     }
 
-    /// `python3 -c 'import hmac,hashlib; k=b"\0"+b"\1"*31; d=hmac.digest(k,b"waxseal.audit.v1 context values","sha256"); print(hmac.digest(d,(6).to_bytes(8,"little")+b"tenantacme","sha256").hex())'`
+    /// `python3 -c 'import hmac,hashlib; k=b"\0"+b"\1"*31; d=hmac.digest(k,b"waxseal.audit.v1
+    /// context values","sha256");
+    /// print(hmac.digest(d,(6).to_bytes(8,"little")+b"tenantacme","sha256").hex())'`
     #[test]
     fn the_hash_is_the_one_of_the_page() {
         assert_eq!(

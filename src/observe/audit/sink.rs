@@ -29,8 +29,8 @@ pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     options
 }
 
-/// Sends every record to the `tracing` facade, under the target `waxseal::audit`, level *info*, with
-/// the fields `activity` and `record`, the line without its end.
+/// Sends every record to the `tracing` facade, under the target `waxseal::audit`, level *info*,
+/// with the fields `activity` and `record`, the line without its end.
 #[cfg(feature = "tracing")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingSink;

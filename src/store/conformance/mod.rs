@@ -76,7 +76,8 @@ pub trait Subject: Send + Sync {
     }
 }
 
-/// Runs every check, whether or not earlier ones passed. It makes a few thousand calls to the store.
+/// Runs every check, whether or not earlier ones passed. It makes a few thousand calls to the
+/// store.
 pub async fn run(subject: &dyn Subject) -> Report {
     let seed = Dek::random().map_or([0; 32], |random| *random.expose());
     let seed = seed.iter().fold(0, |seed: u64, byte| (seed << 8) | u64::from(*byte));

@@ -86,8 +86,9 @@ fn store(scripted: &Scripted, keys: &ObjectKeys, binding: Binding) -> Sealed {
 }
 
 impl World {
-    /// Reads in every way, cold and then warm, while the store changes the bytes of its n-th answer. What comes is never
-    /// another thing than the plaintext, and the end is never reported for less than it.
+    /// Reads in every way, cold and then warm, while the store changes the bytes of its n-th
+    /// answer. What comes is never another thing than the plaintext, and the end is never reported
+    /// for less than it.
     async fn meddle(&self, act: impl Fn() -> Act, what: &str) -> usize {
         let mut refused = 0;
         for how in 0..WAYS {
@@ -212,7 +213,8 @@ async fn an_object_that_was_cut_or_extended_in_the_store_is_refused_where_its_en
             // What was exchanged is not in these parts.
             let is_untouched = how != 0 && is_swapped && got == expected(&plaintext, how);
             assert!(result.is_err() || is_untouched, "{len}, way {how}");
-            // Of a suffix another part may come before the failure: it counts from what the store says.
+            // Of a suffix another part may come before the failure: it counts from what the store
+            // says.
             assert!(how == 3 || expected(&plaintext, how).starts_with(&got), "{len}, way {how}");
         }
         // A part in the middle is authenticated without the rest, or refused.
@@ -238,7 +240,8 @@ async fn an_older_head_or_body_gives_an_older_object_or_an_error_and_never_a_mix
         let new_object = get_bare(scripted, path).await;
         assert_eq!(old_object.len(), new_object.len());
         let (mut mixed, mut olds, mut errors) = (0, 0, 0);
-        // Each of the first three answers is old or new, and says that it is the new one, or what it is.
+        // Each of the first three answers is old or new, and says that it is the new one, or what
+        // it is.
         for which in 0..8_usize {
             for honest_tags in [false, true] {
                 for how in 0..WAYS {

@@ -1,5 +1,5 @@
-//! Encrypted objects: in memory, in local files, on S3 as SeaweedFS and moto serve it, and on stores
-//! that fail and lie. Here with object_store 0.14, and in for_0_13.rs with 0.13.
+//! Encrypted objects: in memory, in local files, on S3 as SeaweedFS and moto serve it, and on
+//! stores that fail and lie. Here with object_store 0.14, and in for_0_13.rs with 0.13.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

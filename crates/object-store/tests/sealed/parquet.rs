@@ -1,4 +1,5 @@
-//! A Parquet file, written and read through the store as query engines do: the footer, and then the columns that are asked for.
+//! A Parquet file, written and read through the store as query engines do: the footer, and then the
+//! columns that are asked for.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

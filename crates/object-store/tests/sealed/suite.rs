@@ -1,8 +1,8 @@
-//! The suite of `object_store` itself, over every store and binding. Each of its tests also runs on the bare store: one that
-//! fails there is named here, and no other may fail.
+//! The suite of `object_store` itself, over every store and binding. Each of its tests also runs on
+//! the bare store: one that fails there is named here, and no other may fail.
 //!
-//! Of the suite, only the tests of `MultipartStore` are not applicable: that trait uploads parts by index, of which the store
-//! would have to encrypt one twice.
+//! Of the suite, only the tests of `MultipartStore` are not applicable: that trait uploads parts by
+//! index, of which the store would have to encrypt one twice.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -60,8 +60,8 @@ pub(crate) fn passes(test: impl FnOnce() -> LocalBoxFuture<'static, ()> + Send +
     thread::spawn(run).join().is_ok()
 }
 
-/// Runs the suite on the stores that `make` makes, each time another one. Those that fail on the bare
-/// store are `known`, and those that fail there at times.
+/// Runs the suite on the stores that `make` makes, each time another one. Those that fail on the
+/// bare store are `known`, and those that fail there at times.
 pub(crate) fn run<S: ObjectStore>(
     make: impl Fn() -> S + Clone + Send + 'static,
     bindings: &[Binding],

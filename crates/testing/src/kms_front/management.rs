@@ -1,5 +1,6 @@
-//! The requests that compute nothing: keys are described, made, replicated and granted. What changes
-//! the state of a key is in `administration`. The API Reference is that of AWS KMS (2014-11-01).
+//! The requests that compute nothing: keys are described, made, replicated and granted. What
+//! changes the state of a key is in `administration`. The API Reference is that of AWS KMS
+//! (2014-11-01).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -76,8 +76,8 @@ pub fn softhsm() -> PathBuf {
 
 const KRYOPTIC: &str = "1.5.4";
 
-/// The module of kryoptic, built once from crates.io. That takes about a minute. It is not optimised:
-/// the cryptography is OpenSSL's.
+/// The module of kryoptic, built once from crates.io. That takes about a minute. It is not
+/// optimised: the cryptography is OpenSSL's.
 pub fn kryoptic() -> PathBuf {
     let home = crate::target_directory().join("kryoptic");
     let _lock = locked("kryoptic.lock");
