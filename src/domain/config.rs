@@ -8,7 +8,7 @@ use crate::dek::Limits;
 use crate::kek::call::CallPolicy;
 use crate::kek::set::DekOrigin;
 #[cfg(feature = "audit")]
-use crate::observe::audit::DomainAudit;
+use crate::observe::audit::disclosure::DomainAudit;
 use crate::policy::PolicyOptions;
 use crate::suite::{Nonces, Suite};
 

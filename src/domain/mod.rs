@@ -47,7 +47,7 @@ pub use resolver::DomainResolver;
 pub use schemes::Schemes;
 
 #[cfg(feature = "audit")]
-pub use crate::observe::audit::DomainAudit;
+pub use crate::observe::audit::disclosure::DomainAudit;
 
 use crate::branch::BranchKek;
 use crate::context::EncryptionContext;

@@ -228,21 +228,32 @@ fn working() -> usize {
     tasks.map(Result::unwrap).filter(is_one).count()
 }
 
-/// Notes the most threads that there are when it is read. It gives them time to begin, and more of
-/// it to the first if one is expected.
-struct Counting<'c>(&'c [u8], &'c mut usize, bool);
+/// Notes the most threads that there are when it is read. It gives them time to begin. If one is
+/// expected, the second read waits for it: a busy machine takes long to run and name a new thread.
+struct Counting<'c> {
+    bytes: &'c [u8],
+    seen: &'c mut usize,
+    is_expected: bool,
+    is_first: bool,
+}
+
+impl<'c> Counting<'c> {
+    fn new(bytes: &'c [u8], seen: &'c mut usize, most: usize) -> Self {
+        Self { bytes, seen, is_expected: most > 0, is_first: true }
+    }
+}
 
 impl Read for Counting<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // A thread takes its name after it was started, on a busy machine much later.
-        for _ in 0..50 {
+        for _ in 0..100 {
             std::thread::sleep(std::time::Duration::from_millis(20));
-            *self.1 = working().max(*self.1);
-            if *self.1 > 0 || !self.2 {
+            *self.seen = working().max(*self.seen);
+            if *self.seen > 0 || !self.is_expected || self.is_first {
                 break;
             }
         }
-        self.0.read(buffer)
+        self.is_first = false;
+        self.bytes.read(buffer)
     }
 }
 
@@ -263,12 +274,12 @@ fn there_are_no_more_threads_than_chunks() {
     for (len, most) in [(0, 0), (CHUNK - 1, 0), (CHUNK, 1), (3 * CHUNK + 5, 3), (9 * CHUNK, 7)] {
         let (plaintext, mut seen) = (plaintext(len), 0);
         let mut sealed = Vec::new();
-        let from = Counting(&plaintext, &mut seen, most > 0);
+        let from = Counting::new(&plaintext, &mut seen, most);
         encryptor(&envelope).encrypt(threads(8), from, &mut sealed).unwrap();
         assert!(seen <= most && (seen > 0) == (most > 0), "{seen} for {len} bytes");
         let (decryptor, from) = decryptor(&envelope, &sealed);
         let (mut opened, mut seen) = (Vec::new(), 0);
-        decryptor.decrypt(threads(8), Counting(from, &mut seen, most > 0), &mut opened).unwrap();
+        decryptor.decrypt(threads(8), Counting::new(from, &mut seen, most), &mut opened).unwrap();
         assert!(seen <= most && (seen > 0) == (most > 0), "{seen} for {len} bytes");
         assert_eq!(opened, plaintext);
     }
