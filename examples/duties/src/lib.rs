@@ -191,7 +191,7 @@ pub fn documents(domains: &str, duties: &str) -> Result<Vec<Document>, Refused> 
     Ok(documents)
 }
 
-/// Each key is of one domain: no policy can distinguish the contexts of two.
+/// Each key is of one domain: no policy can distinguish the contexts of two domains.
 fn claim(
     keys: &mut BTreeMap<String, String>,
     domain: &str,
