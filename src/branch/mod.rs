@@ -8,12 +8,11 @@
 //!                KeyStore       root KEKs (AWS KMS, Vault, …)
 //! ```
 //!
-//! A [`BranchKek`] is a [`KekProvider`] over other providers, the *roots*.
-//! It holds one secret per branch and period, a *branch key*, which the roots wrap and a
-//! It holds one secret per branch and period, a *branch key*. The roots wrap it, a [`KeyStore`]
-//! keeps it for all processes, and DEKs are derived from it. Reading the rows of a month costs one
-//! call per branch and period, whichever process wrote them. Rotating a root rewraps some branch
-//! keys and no message. Erasing a branch makes everything under it unreadable.
+//! A [`BranchKek`] is a [`KekProvider`] over other providers, the *roots*. It holds one secret per
+//! branch and period, a *branch key*. The roots wrap it, a [`KeyStore`] keeps it for all processes,
+//! and DEKs are derived from it. Reading the rows of a month costs one call per branch and period,
+//! whichever process wrote them. Rotating a root rewraps some branch keys and no message. Erasing a
+//! branch makes everything under it unreadable.
 //!
 //! A branch key in memory is treated like a DEK: it is protected, renewed ahead of time, served
 //! stale only in an outage, and wiped on time. Every DEK derived from it ends with it.

@@ -11,7 +11,6 @@ use crate::suite::DekId;
 /// Its bytes are 68 longer than the plaintext (80 under XAES-256-GCM). The wrapped keys are the
 /// same for every message of a DEK. Store them once, under the [DEK id](Self::dek_id), **durably
 /// and before the message**. To open it later, combine both with [`Sealed::compact`].
-/// before the message**. To open it later, put both together with [`Sealed::compact`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Compact {
     bytes: Vec<u8>,

@@ -78,6 +78,7 @@ impl Envelope {
     /// stream is the new head followed by the rest of the old stream.
     /// [`StreamOptions::room`](crate::StreamOptions::room) decides which. No chunk is read or
     /// changed.
+    ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, kek::local::LocalKek};
     /// # use std::io::Write;

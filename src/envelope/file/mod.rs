@@ -158,7 +158,6 @@ impl Envelope {
     /// [`ErrorKind::InvalidOption`] if source and target are the same file, and for a compact
     /// stream without a [key store](crate::EnvelopeBuilder::key_store). After an error `target` is
     /// as it was before.
-    /// not there before.
     pub async fn encrypt_file(
         &self,
         context: &EncryptionContext,

@@ -139,6 +139,7 @@ impl StreamHead {
     /// It is **not authenticated**. The length that a [`SeekableStream`](crate::SeekableStream)
     /// returns is.
     ///
+    /// # Errors
     /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) for a length that no stream has, and
     /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) for more than any stream can have.
     pub fn plaintext_len(&self, stream_len: u64) -> Result<u64, Error> {

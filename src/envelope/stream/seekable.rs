@@ -222,6 +222,7 @@ impl<S: ReadAt> SeekableStream<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     ///
+    /// # Errors
     /// Those of the source; an [error of the library](crate::Error::of_io) if a chunk is not
     /// authentic or the stream's time is over. Nothing is returned then.
     pub fn read_range(&self, range: Range<u64>) -> io::Result<Plaintext> {

@@ -35,7 +35,8 @@ pub fn serialize<S: Serializer>(
 
 /// Reads the pairs.
 ///
-/// Those of the deserializer, and for pairs that are not a valid encryption context.
+/// # Errors
+/// Those of the deserializer, and an error for pairs that are not a valid encryption context.
 pub fn deserialize<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<EncryptionContext, D::Error> {

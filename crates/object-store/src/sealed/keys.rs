@@ -102,7 +102,6 @@ pub enum Binding {
     Path,
     /// The last segment of the path. Use it if names are unique, as with a UUID: folders can be
     /// renamed, and the store copies between folders. Objects with the same name can be exchanged.
-    /// exchanged.
     FileName,
     /// Nothing. Any object of the same encryption context can be put in place of another.
     Nothing,
