@@ -14,7 +14,7 @@ pub(crate) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     (text.len() == 2 * N).then(|| decode_all(text)?.try_into().ok())?
 }
 
-/// Reads what [`encode`] writes. `None` for anything else, upper-case digits too.
+/// Reads what [`encode`] writes. Returns `None` for anything else, including upper-case digits.
 pub(crate) fn decode_all(text: &str) -> Option<Vec<u8>> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     let digit = |d: u8| match d {

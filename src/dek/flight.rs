@@ -324,7 +324,7 @@ impl<A: Shareable> Call<A> {
     }
 
     /// Polls the work, unless another caller does or nothing has happened since the last poll. A
-    /// waiter that the call did not wake polls anyway, since its own future may need it.
+    /// waiter that was woken by something other than the call polls anyway.
     fn drive(&self, role: Role, was_woken: bool) -> Poll<A> {
         let mut work = {
             let mut state = self.lock();

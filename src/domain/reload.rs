@@ -46,8 +46,8 @@ impl Domains {
         let (all, its) = (&self.0, self.0.clone());
         let reload = async move {
             let reloading = its.reloading.get_or_init(AsyncMutex::default);
-            // Held by the work, not by its caller: one who gives up ends the work at its next
-            // pause, and until then it may still change the set.
+            // Held by the work, not by its caller: a caller that gives up ends the work only at its
+            // next pause, and until then it may still change the set.
             let _one_at_a_time = reloading.lock().await;
             its.clone().reload().await
         };

@@ -71,8 +71,8 @@ pub(super) struct Answers {
     flights: Mutex<HashMap<Box<str>, InFlight>>,
 }
 
-/// A resolution that goes on, and how many wait for it. They are counted under the lock of the map:
-/// of two that leave at the same time, one is the last.
+/// A resolution in progress, and the number of its waiters. They are counted under the lock of the
+/// map: of two that leave at the same time, one is the last.
 pub(super) struct InFlight {
     pub(super) flight: Flight,
     pub(super) waiting: usize,

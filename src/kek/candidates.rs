@@ -26,7 +26,7 @@ impl KekSet {
     /// usual. All that may still succeed are asked again after a pause.
     ///
     /// If one KEK recognises several entries, its own comes first. Others are tried only if that
-    /// may help, and at most [`MAX_ENTRIES_PER_KEK`] of them, since the list may be forged. See
+    /// may help, and at most [`MAX_ENTRIES_PER_KEK`] in all, since the list may be forged. See
     /// [`Candidates::is_worth_asking`].
     ///
     /// Each failure is passed to `on_failure` when it arrives, since other KEKs may delay the

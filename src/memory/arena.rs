@@ -70,7 +70,7 @@ pub(super) fn give_back(loan: Loan) {
     }
 }
 
-/// Reads the record of protection, which exists once the first page was requested.
+/// Passes the record of protection to `look`, after requesting the first page if there is none yet.
 fn with_record<R>(look: impl FnOnce(&mut Record) -> R) -> R {
     give_back(lend());
     look(&mut current().lock().record)

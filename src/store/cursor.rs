@@ -1,4 +1,4 @@
-//! Where a scan goes on, in bytes and in text.
+//! The position of a scan, in bytes and in text.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -7,7 +7,8 @@ use std::str::FromStr;
 use crate::error::{Error, ErrorKind};
 use crate::hex;
 
-/// Where a scan goes on. It can be kept, as bytes or as text, and used by another process.
+/// The position from which a scan continues. It can be kept, as bytes or as text, and used by
+/// another process.
 ///
 /// ```
 /// use waxseal::store::{RewrapOptions, ScanCursor};

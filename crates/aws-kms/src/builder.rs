@@ -435,7 +435,7 @@ fn check_key(key: &str) -> Result<(), Error> {
     if key.starts_with("arn:") && KeyArn::read(key).is_none() && !is_alias_arn(key) {
         let form = "arn:aws:kms:REGION:ACCOUNT:key/ID, or alias/NAME in place of key/ID";
         return Err(invalid(format!(
-            "key: {key:?} has not the form {form}; ACCOUNT has 12 digits"
+            "key: {key:?} does not have the form {form}; ACCOUNT has 12 digits"
         )));
     }
     Ok(())

@@ -41,8 +41,8 @@ impl AwsKmsKek {
 
 impl Inner {
     /// After a call to `target`, asks in the background where the key is, if it is a former or
-    /// discovered key and that is unknown. After a failure it asks only if keys in stores have such
-    /// failures, since messages may name keys that do not exist.
+    /// discovered key whose place is unknown. After a failure it asks only if keys in stores have
+    /// such failures, since messages may name keys that do not exist.
     pub(crate) fn look_for_store(self: &Arc<Self>, target: &Target, failure: Option<&Failure>) {
         if failure.is_some_and(|failure| failure.code.as_deref() != Some(INVALID_STATE))
             || self.own().is_ok_and(|own| own.current().arn() == target.arn)

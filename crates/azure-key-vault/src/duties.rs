@@ -361,7 +361,7 @@ impl AzureRolesBuilder {
         let by_public_key = |key: &DomainKey| key.wraps && key.algorithm == Algorithm::RsaOaep256;
         if keys.iter().any(by_public_key) && !roles.key_readers_can_wrap {
             return Err(invalid(
-                "rsa-oaep-256: whoever may look at the key can wrap; accept that with \
+                "rsa-oaep-256: anyone who may look at the key can wrap; accept that with \
                  key_readers_can_wrap, or use a Managed HSM",
             ));
         }

@@ -65,8 +65,8 @@ impl PostgresGrants {
         all.map(String::as_str).collect::<BTreeSet<_>>().into_iter()
     }
 
-    /// Returns the SQL that removes everything that was not granted by name. The owner of the
-    /// tables runs it once, before the others.
+    /// Returns the SQL that revokes the privileges of `PUBLIC`, so that only grants by name count.
+    /// The owner of the tables runs it once, before the others.
     #[must_use]
     pub fn of_everybody(&self) -> String {
         let Self { schema, .. } = self;

@@ -27,8 +27,8 @@ pub fn in_a_child(check: impl FnOnce() -> bool) {
     }
 }
 
-/// A provider that a fork left without its runtime says so, where it could only wait for ever. What
-/// it knows without a call it still says, and in the parent it continues.
+/// A provider that a fork left without its runtime returns an error instead of hanging. What it
+/// knows without a call it still says, and in the parent it continues.
 pub fn a_child_is_told_to_build_its_own(kek: &dyn KekProvider) {
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();

@@ -49,8 +49,8 @@ pub(crate) struct Known {
     pub(crate) at: Instant,
 }
 
-/// The highest version of the key, as far as anybody said. In a pointer and not a lock, which a
-/// fork could inherit locked.
+/// The highest known version of the key. Held in a pointer and not in a lock, which a fork could
+/// inherit locked.
 #[derive(Default)]
 pub(crate) struct Latest(ArcSwap<Said>);
 
@@ -63,14 +63,14 @@ struct Said {
 }
 
 impl Latest {
-    /// 0 while none is known.
+    /// Returns the version, or 0 while none is known.
     pub(crate) fn version(&self) -> u32 {
         self.0.load().version
     }
 
-    /// A reading of the key that was asked for at this time said so. A late answer does not take
-    /// back what a newer one said: what the version before had wrapped would be current again. A
-    /// newer answer does, since the key may be another one now.
+    /// Records the version from a reading of the key that was requested at this time. A late answer
+    /// does not lower the version that a newer one named: what the previous version wrapped would
+    /// count as current again. A newer answer does, since the key may be another one now.
     pub(crate) fn learn_from_key(&self, version: u32, asked: Instant) {
         self.0.rcu(|said| match **said {
             Said { version: higher, at: Some(at) } if higher >= version && at > asked => **said,
@@ -78,7 +78,7 @@ impl Latest {
         });
     }
 
-    /// The server wrapped by this version.
+    /// Records that the server wrapped under this version.
     pub(crate) fn learn_from_answer(&self, version: u32) {
         if version > self.version() {
             let at = Some(Instant::now());

@@ -54,8 +54,8 @@ enum Keys {
 pub(crate) struct Lease {
     pub(crate) context: EncryptionContext,
     pub(crate) id: DekId,
-    /// As observers are told. It is `id`, but for a branch key in a store: a message names 16 bytes
-    /// of that one, and `id` has no more.
+    /// The id that observers see. It is `id`, except for a branch key in a store: messages name 16
+    /// bytes of that key's id, and `id` has no more.
     pub(crate) told_id: DekId,
     pub(crate) suite: Suite,
     /// The wrapped keys that it was unwrapped from or wrapped to.

@@ -185,15 +185,15 @@ impl DekSource {
                         return Ok(Row { context, id: *row.id(), wrapped_keys });
                     }
                 }
-                // A tombstone has the place, or what is of another period than its place says.
+                // The place has a tombstone, or a key of another period than its own.
                 if let Some(place) = stored.place()
                     && place.period == begins.0
                 {
                     epoch = epoch.max(place.epoch.saturating_add(1));
                 }
             }
-            // Of the period that the place names, whatever the clock says by now: what is of
-            // another would keep everybody from the place.
+            // Of the place's period, whatever the clock says by now: a key of another period would
+            // block the place for everybody.
             let Vouched { row, .. } = self.make_branch_key(begins, context, bounds).await?;
             let stored = {
                 let Row { context, id, wrapped_keys } = &row;

@@ -42,8 +42,7 @@ impl Holders {
         self
     }
 
-    /// Sets the holders of [`Role::Reader`]. A service that writes and reads
-    /// has both roles.
+    /// Sets the holders of [`Role::Reader`]. A service that writes and reads has both roles.
     pub fn readers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.readers = owned(names);
         self

@@ -24,8 +24,8 @@ impl Replaced {
     }
 }
 
-/// Gives `file` the attributes of `source`. Nobody may read it who could not read the source and
-/// the file that it replaces.
+/// Gives `file` the attributes of `source`. Only those may read it who could read both the source
+/// and the file that it replaces.
 pub(super) fn keep(
     source: &Source<'_>,
     file: &File,

@@ -324,7 +324,7 @@ impl PolicyInForce {
     }
 
     /// Returns the policy of calls to a key store. A busy store is slow, and clients of stores have
-    /// their own timeouts. So a try may take the whole deadline, unless the option is set.
+    /// their own timeouts. So a try may take the whole deadline, unless a timeout was chosen.
     pub(crate) fn for_stores(self) -> Self {
         match self.chosen.timeout {
             None => Self { timeout: self.deadline, ..self },

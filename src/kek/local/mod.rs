@@ -57,8 +57,8 @@ struct KeyRing {
     /// Retired versions have no key.
     keys: BTreeMap<u32, Option<Arc<VersionKey>>>,
     current: u32,
-    /// Of the key file that they were read from. Whoever only looks into the file changes nothing
-    /// here, so what another process did to it is still noticed.
+    /// The state of the key file that they were read from. Looking into the file does not change
+    /// it, so changes by another process are still noticed.
     of_file: Option<Stamp>,
 }
 

@@ -151,7 +151,7 @@ impl Spawner {
 }
 
 /// *Unavailable*: it says nothing about the key, cached DEKs may be served stale, and the next
-/// caller on a live runtime recovers.
+/// caller on a live runtime ends the outage.
 const NOWHERE: &str = "the tokio runtime in which the provider was built has ended, or begins nothing (nobody drives it, \
                        or a task blocks its only thread), and the caller runs on no other that could take its place";
 

@@ -49,7 +49,7 @@ struct State {
     dropped: Option<Dropped>,
     counts: Counts,
     writer: Option<ThreadId>,
-    /// The number of taken records that flushes wait for, and the number done.
+    /// The number of queued records, from the start, that flushes wait for, and the number done.
     flush_to: u64,
     done: u64,
     /// Nothing is written after this moment.

@@ -99,7 +99,7 @@ impl AuditTrail {
 
     /// Waits until all events so far are written, and on disk as far as the
     /// [`SyncPolicy`](super::SyncPolicy) requires. Returns `false` if that took longer than
-    /// `limit`.
+    /// `within`.
     #[must_use]
     pub fn flush(&self, within: Duration) -> bool {
         self.0.queue.flush(within)

@@ -50,7 +50,7 @@ fn of_server(code: &str, message: &str) -> StoreError {
     match code {
         "53300" => StoreError::throttled(text),
         "42P01" | "3F000" => StoreError::misconfigured(format!("{text}: run `migrate`")),
-        // A standby, or a primary that is still starting.
+        // A standby, or a primary that is about to become one.
         "25006" => StoreError::unavailable(text),
         _ => match code.get(..2) {
             // Login, database, syntax and permission; data and constraints, which only a changed

@@ -28,7 +28,7 @@ pub(super) struct Waiter {
 }
 
 impl Line {
-    /// Whether callers wait too long or give up.
+    /// Records that callers wait too long or give up.
     pub(super) fn overloaded(&mut self, now: i64) {
         self.overloaded_until = now.saturating_add(OVERLOADED_FOR);
     }
