@@ -77,7 +77,7 @@ impl KekSet {
                         .kek
                         .pause(bounds, tries, failure, candidate.entry.kek_id())
                         .await => {}
-                _ => return Err(all_failed(keys, candidates, tries)),
+                _ => return Err(all_failed(id, keys, candidates, tries)),
             }
         }
     }
@@ -224,7 +224,7 @@ impl Candidates<'_> {
 }
 
 /// Returns one error for several failures. The least severe one decides, and every KEK is named.
-fn all_failed(keys: &WrappedKeys, candidates: Candidates<'_>, tries: u32) -> Failure {
+fn all_failed(id: &DekId, keys: &WrappedKeys, candidates: Candidates<'_>, tries: u32) -> Failure {
     let failures: Vec<(Candidate<'_>, KekError)> = candidates
         .0
         .into_iter()
@@ -254,5 +254,5 @@ fn all_failed(keys: &WrappedKeys, candidates: Candidates<'_>, tries: u32) -> Fai
                 Error::new(ErrorKind::UnknownKek, ids)
             }
         };
-    Failure { calls, ..error.into() }
+    Failure { calls, key: Some(*id), ..error.into() }
 }

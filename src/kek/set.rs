@@ -65,7 +65,7 @@ pub(crate) struct Failure {
     pub(crate) of_store: Option<(ErrorKind, Moment)>,
     /// Whether the key store has a tombstone in place of the key.
     pub(crate) is_erased: bool,
-    /// The key that was to be unwrapped, if the request named only a part of its id.
+    /// The key that was to be unwrapped. The request may have named only a part of its id.
     pub(crate) key: Option<DekId>,
 }
 

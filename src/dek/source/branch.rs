@@ -280,8 +280,7 @@ impl DekSource {
         let Unwrapped { dek, source_kek, parent, asked } = self
             .keks
             .unwrap_any(bounds, &row.context, &row.id, &row.wrapped_keys, &on_failure)
-            .await
-            .map_err(|failure| Failure { key: Some(row.id), ..failure })?;
+            .await?;
         let obtained = Obtainment {
             wrapped_keys: row.wrapped_keys.clone(),
             asked,

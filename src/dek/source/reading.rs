@@ -159,8 +159,7 @@ impl Kind for Reading {
         };
         let unwrapped = {
             let Located { context, id, wrapped_keys } = &located;
-            let unwrapped = source.keks.unwrap_any(bounds, context, id, wrapped_keys, &on_failure);
-            unwrapped.await.map_err(|failure| Failure { key: Some(*id), ..failure })?
+            source.keks.unwrap_any(bounds, context, id, wrapped_keys, &on_failure).await?
         };
         let dek = source.obtained(owned, located, unwrapped)?;
         Ok(Obtained { dek, for_reading_too: None, goes_on: false })
